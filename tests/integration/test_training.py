@@ -1,0 +1,82 @@
+"""Whole runs through the command line: Ray, FSDP2 and vLLM on tiny models, in one or two ranks."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from tests.training_kit import arguments, metrics_of, run_cli
+
+SAVING = (
+    "trainer.val_freq=3",
+    "trainer.val_before_train=true",
+    "trainer.val_generations_to_log=4",
+    "trainer.logger=[console,tensorboard,wandb]",
+)
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    return tmp_path_factory.mktemp("training")
+
+
+@pytest.fixture(scope="module")
+def two_ranks(folder, tiny_model):
+    """The folder of a finished run on two ranks."""
+    run_cli(arguments(tiny_model, folder, "two", *SAVING))
+    return folder / "two"
+
+
+def close(first, second, tolerance):
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        assert one.keys() == other.keys()
+        for key in one.keys() - {"rollout/max_abs_diff", "rollout/mean_abs_diff", "rollout/kl"}:  # rounding errors
+            assert one[key] == pytest.approx(other[key], rel=tolerance, abs=1e-6), f"step {one['step']}, {key}"
+
+
+def test_engine_and_trainer_agree_on_log_probs_before_and_after_updates(two_ranks):
+    rows = [row for row in metrics_of(two_ranks) if "actor/pg_loss" in row]
+    assert [row["step"] for row in rows] == [1, 2, 3]
+    assert all(0 < row["rollout/max_abs_diff"] < 1e-4 for row in rows)
+    assert all(row["actor/grad_norm"] > 1e-3 for row in rows)  # so steps 2 and 3 sampled from updated weights
+
+
+def test_a_finished_run_leaves_everything_a_user_looks_for(two_ranks, tiny_model):
+    assert (two_ranks / "DONE").read_text().strip() == "3"
+    assert (two_ranks / "config.yaml").exists()
+    assert any((two_ranks / "tensorboard").iterdir())
+    assert any((two_ranks / "wandb").iterdir())
+    dialogues = [json.loads(line) for path in (two_ranks / "dialogues").glob("*.jsonl") for line in path.open()]
+    assert sorted(row["step"] for row in dialogues) == [0] * 4 + [3] * 4
+    actor = two_ranks / "checkpoints" / "global_step_3" / "actor" / "huggingface"
+    model = AutoModelForCausalLM.from_pretrained(actor)
+    tokenizer = AutoTokenizer.from_pretrained(actor)
+    assert tokenizer.chat_template
+    before = load_file(tiny_model / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]
+    after = model.state_dict()["model.layers.0.mlp.up_proj.weight"]
+    assert 1e-4 < (after - before).abs().max() < 1e-2  # three Adam steps of 1e-3
+
+
+def test_one_rank_samples_and_learns_the_same(two_ranks, folder, tiny_model):
+    run_cli(arguments(tiny_model, folder, "one", *SAVING, "trainer.n_gpus_per_node=1"))
+    close(metrics_of(folder / "one"), metrics_of(two_ranks), 1e-4)
+    texts = [(run / "dialogues/step_3.jsonl").read_text() for run in (folder / "one", two_ranks)]
+    assert texts[0] == texts[1]
+
+
+def test_an_engine_over_two_ranks_samples_and_learns_the_same(two_ranks, folder, tiny_model):
+    run_cli(arguments(tiny_model, folder, "tp", *SAVING, "worker.rollout.tensor_parallel_size=2"))
+    close(metrics_of(folder / "tp"), metrics_of(two_ranks), 1e-3)
+
+
+def test_weights_after_the_same_steps_are_bit_for_bit_equal(two_ranks, folder, tiny_model):
+    run_cli(arguments(tiny_model, folder, "again", *SAVING))
+    assert metrics_of(folder / "again") == metrics_of(two_ranks)
+    weights = [
+        load_file(run / "checkpoints/global_step_3/actor/huggingface/model.safetensors")
+        for run in (two_ranks, folder / "again")
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])

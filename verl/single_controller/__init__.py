@@ -1,0 +1,5 @@
+"""One driver, many ranks: worker processes on Ray, and how a batch is shared out among them."""
+
+from .worker_group import WorkerGroup
+
+__all__ = ["WorkerGroup"]

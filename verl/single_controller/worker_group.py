@@ -1,0 +1,90 @@
+"""The ranks as the driver sees them: call a method on all, or share a batch out and put the answers together."""
+
+import logging
+import os
+from typing import Any
+
+import ray
+from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
+
+from ..protocol import DataProto
+from .placement import place_ranks
+
+logger = logging.getLogger(__name__)
+
+LEAVE_S = 5
+
+
+class WorkerError(RuntimeError):
+    """A rank raised or died."""
+
+
+class WorkerGroup:
+    """``world_size`` processes of one worker class, in a process group.
+
+    Args:
+        worker_class: takes (config, rank, *arguments) and has ``address`` and ``connect`` as FSDPWorker does.
+    """
+
+    def __init__(
+        self, worker_class: type, *arguments: Any, nnodes: int, ranks_per_node: int, with_gpus: bool, config: Any
+    ) -> None:
+        self.groups = place_ranks(nnodes, ranks_per_node, with_gpus=with_gpus)
+        remote = ray.remote(num_cpus=1, num_gpus=1 if with_gpus else 0, max_concurrency=1)(worker_class)
+        self.workers = [
+            remote.options(
+                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
+            ).remote(config, node * ranks_per_node + bundle, *arguments)
+            for node, group in enumerate(self.groups)
+            for bundle in range(ranks_per_node)
+        ]
+        threads = max(1, (os.cpu_count() or 1) // ranks_per_node)
+        self.all("connect", self._get([self.workers[0].address.remote()], "address")[0], threads)
+
+    @property
+    def world_size(self) -> int:
+        return len(self.workers)
+
+    def all(self, method: str, *arguments: Any) -> list[Any]:
+        """The method's result on every rank, by rank."""
+        return self._get([getattr(worker, method).remote(*arguments) for worker in self.workers], method)
+
+    def split(self, method: str, data: DataProto, ranks_per_share: int = 1) -> list[Any]:
+        """Share the rows out in order, equally, and return the shares' results in order.
+
+        Args:
+            ranks_per_share: neighbouring ranks that work on the same share (tensor parallelism); the first one answers.
+        """
+        shares = data.chunk(self.world_size // ranks_per_share)
+        references = [ray.put(share) for share in shares]
+        calls = [
+            getattr(worker, method).remote(references[rank // ranks_per_share])
+            for rank, worker in enumerate(self.workers)
+        ]
+        return self._get(calls, method)[::ranks_per_share]
+
+    def _get(self, calls: list[ray.ObjectRef], method: str) -> list[Any]:
+        """All results; the first rank that fails ends the wait for the others, which may hang in a collective."""
+        pending = list(calls)
+        while pending:
+            done, pending = ray.wait(pending, num_returns=1)
+            self._check(done[0], calls.index(done[0]), method)
+        return ray.get(calls)
+
+    def _check(self, call: ray.ObjectRef, rank: int, method: str) -> None:
+        try:
+            ray.get(call)
+        except ray.exceptions.RayTaskError as error:
+            cause = error.cause if isinstance(getattr(error, "cause", None), BaseException) else error
+            raise WorkerError(f"rank {rank} failed in {method}: {type(cause).__name__}: {cause}") from error
+        except ray.exceptions.RayActorError as error:
+            raise WorkerError(f"rank {rank} died in {method}: {error}") from error
+
+    def shutdown(self) -> None:
+        """End the processes, the hard way where they do not go by themselves, and give the places back."""
+        leaving = [worker.__ray_terminate__.remote() for worker in self.workers]
+        ray.wait(leaving, num_returns=len(leaving), timeout=LEAVE_S)
+        for worker in self.workers:
+            ray.kill(worker)
+        for group in self.groups:
+            ray.util.remove_placement_group(group)

@@ -1,0 +1,1 @@
+"""The driver: configuration, data, the training loop, advantages, metrics."""

@@ -1,0 +1,403 @@
+"""Settings of a run: sections ``data``, ``algorithm``, ``worker``, ``trainer``, with EasyR1's names and meanings.
+
+The old names that EasyR1 and the RULE release used are in RENAMES. What can only be judged across sections is in
+``PPOConfig.problems``; what needs the files themselves is in ``verl.trainer.preflight``.
+"""
+
+import logging
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from ..workers.config import WorkerConfig, positive
+
+logger = logging.getLogger(__name__)
+
+RULE_REWARD = "examples/reward_function/rule.py:compute_score"
+
+RENAMES = {
+    "trainer.total_episodes": "trainer.total_epochs",
+    "worker.actor.ulysses_sequence_parallel_size": "worker.actor.ulysses_size",
+    "worker.critic.ulysses_sequence_parallel_size": "worker.critic.ulysses_size",
+    "worker.reward.score_function": "worker.reward.reward_function_kwargs.preset",
+    "worker.reward.reward_type": None,
+    "data.val_prompt_key": "data.prompt_key",
+    "data.val_answer_key": "data.answer_key",
+    "data.output_result_dir": "trainer.run_dir",
+    "data.format_prompt_path": "data.format_prompt",
+}
+"""Old name to new name; None: the setting went away (the reward file itself says whether it scores batches)."""
+
+
+@dataclass(frozen=True)
+class DataConfig:
+    train_files: str | list[str] = ""
+    """training rows: a JSON, JSONL or parquet file, a folder, a hub id, or several; ``data@split`` picks a split"""
+    val_files: str | list[str] = ""
+    """validation rows, likewise; empty: no validation"""
+    prompt_key: str = "prompt"
+    """column of the prompt"""
+    answer_key: str = "answer"
+    """column of the ground truth; RULE's files call it ``solution``"""
+    image_key: str = "images"
+    """vision only: rows with this column are refused"""
+    image_dir: str | None = None
+    """vision only: must stay null"""
+    video_key: str = "videos"
+    """vision only: rows with this column are refused"""
+    video_fps: float = 2.0
+    """vision only"""
+    min_pixels: int | None = 262144
+    """vision only"""
+    max_pixels: int | None = 4194304
+    """vision only"""
+    max_prompt_length: int = 512
+    """tokens of the longest prompt"""
+    max_response_length: int = 512
+    """tokens of the longest response"""
+    rollout_batch_size: int = 512
+    """PROMPTS of a training step"""
+    mini_rollout_batch_size: int | None = None
+    """PROMPTS drawn at a time under online filtering; null: rollout_batch_size"""
+    val_batch_size: int = -1
+    """PROMPTS of a validation batch; -1: all at once"""
+    format_prompt: str | None = None
+    """jinja template around each prompt (``{{ content }}``): a path ending in .jinja, or the text itself"""
+    override_chat_template: str | None = None
+    """jinja chat template instead of the tokenizer's: a path ending in .jinja, or the text itself"""
+    shuffle: bool = True
+    """a new order of the training rows every epoch"""
+    seed: int = 1
+    """seed of that order"""
+    filter_overlong_prompts: bool = True
+    """leave out prompts beyond max_prompt_length; false: such a prompt is an error"""
+    filter_overlong_prompts_workers: int = 16
+    """processes that measure prompts, used from 20,000 rows on"""
+
+    def problems(self) -> list[str]:
+        found = positive(self, "max_prompt_length", "max_response_length", "rollout_batch_size")
+        if not self.train_files:
+            found.append("train_files='': is required; give the path of a JSON or parquet file")
+        if self.image_dir is not None:
+            found.append(f"image_dir={self.image_dir}: this trainer is for text models; set null")
+        mini = self.mini_rollout_batch_size
+        if mini is not None and (mini < 1 or self.rollout_batch_size % mini):
+            found.append(
+                f"mini_rollout_batch_size={mini}: must divide rollout_batch_size={self.rollout_batch_size}; "
+                f"for example {self.rollout_batch_size}"
+            )
+        return found
+
+
+@dataclass(frozen=True)
+class ReplayConfig:
+    """Hard-case replay (ReRULE, arXiv 2606.15333): groups that scored low early come back in later steps."""
+
+    ratio: float = 0.0
+    """replayed groups for each fresh one; 0: no replay"""
+    capacity: int = 256
+    """groups kept at most"""
+    collect_steps: int = 10
+    """first steps, which fill the buffer; replay starts after them"""
+    reward_threshold: float = 0.5
+    """a group is hard if its mean reward is at most this"""
+    cap: float = 2.0
+    """largest importance weight of a replayed token"""
+
+    def problems(self) -> list[str]:
+        found = positive(self, "capacity", "collect_steps")
+        if self.ratio < 0:
+            found.append(f"ratio={self.ratio}: must be 0 (off) or greater")
+        if self.cap < 1:
+            found.append(f"cap={self.cap}: must be at least 1; 2.0 is usual")
+        return found
+
+
+@dataclass(frozen=True)
+class AlgorithmConfig:
+    adv_estimator: Literal["grpo", "grpo_passk", "gae", "reinforce_plus_plus", "rloo", "remax"] = "grpo"
+    """how rewards become advantages; ``gae`` is PPO and trains a critic"""
+    gamma: float = 1.0
+    """discount a token (gae, reinforce_plus_plus)"""
+    lam: float = 1.0
+    """lambda of GAE"""
+    norm_adv_by_std: bool = True
+    """grpo: divide by the group's standard deviation; false with loss_avg_mode=constant is Dr. GRPO"""
+    disable_kl: bool = False
+    """train without a reference model"""
+    use_kl_loss: bool = False
+    """KL as a term of the loss instead of the reward"""
+    kl_penalty: Literal["kl", "abs", "mse", "low_var_kl", "full"] = "kl"
+    """estimator of the KL to the reference"""
+    kl_coef: float = 1e-3
+    """weight of the KL"""
+    kl_type: Literal["fixed", "adaptive"] = "fixed"
+    """keep kl_coef, or steer it towards kl_target"""
+    kl_horizon: float = 10000.0
+    """samples over which an adaptive coefficient reacts"""
+    kl_target: float = 0.1
+    """KL that an adaptive coefficient aims at"""
+    online_filtering: bool = False
+    """drop groups whose mean reward lies outside (filter_low, filter_high), and draw again until the batch is full"""
+    filter_key: str = "overall"
+    """part of the reward that is filtered on"""
+    filter_low: float = 0.01
+    """groups at or below are dropped"""
+    filter_high: float = 0.99
+    """groups at or above are dropped"""
+    normalize_by_split: bool = False
+    """bring forget and boundary rewards to the same mean and spread before advantages are taken"""
+    rollout_is: Literal["off", "token", "sequence_mask"] = "off"
+    """correct the mismatch between engine and trainer: weigh tokens by their ratio, or mask sequences that stray"""
+    rollout_is_cap: float = 2.0
+    """largest weight of a token; a sequence whose mean ratio leaves [1/cap, cap] is masked"""
+    replay: ReplayConfig = field(default_factory=ReplayConfig)
+
+    def problems(self) -> list[str]:
+        found = positive(self, "kl_horizon", "kl_target")
+        if self.rollout_is_cap <= 1:
+            found.append(f"rollout_is_cap={self.rollout_is_cap}: must be greater than 1; 2.0 is usual")
+        if self.kl_coef < 0:
+            found.append(f"kl_coef={self.kl_coef}: must be 0 or greater")
+        if self.disable_kl and self.use_kl_loss:
+            found.append("use_kl_loss=true: needs the reference that disable_kl=true leaves out; set one of them false")
+        if self.kl_penalty == "full":
+            found.append("kl_penalty=full: needs whole distributions, which are not kept; use low_var_kl")
+        if not self.filter_low < self.filter_high:
+            found.append(f"filter_low={self.filter_low}: must be below filter_high={self.filter_high}")
+        if not self.norm_adv_by_std and self.adv_estimator != "grpo":
+            found.append(f"norm_adv_by_std=false: acts on grpo only, not on {self.adv_estimator}; set true")
+        return found
+
+
+@dataclass(frozen=True)
+class TrainerConfig:
+    total_epochs: int = 15
+    """passes over the training rows"""
+    max_steps: int | None = None
+    """training steps; wins over total_epochs"""
+    project_name: str = "easy_r1"
+    """first part of the run's folder, and the loggers' project"""
+    experiment_name: str = "demo"
+    """second part of the run's folder"""
+    run_dir: str | None = None
+    """the run's folder; null: log/<project_name>/<experiment_name>"""
+    logger: list[str] = field(default_factory=lambda: ["console", "wandb"])
+    """console, file, tensorboard, wandb, mlflow, swanlab; ``file`` (metrics.jsonl) is always on"""
+    nnodes: int = 1
+    """machines"""
+    n_gpus_per_node: int = 8
+    """ranks of a machine: its GPUs, or worker processes where there is none"""
+    max_try_make_batch: int = 20
+    """draws of online filtering for one batch; -1: no limit"""
+    critic_warmup: int = 0
+    """steps that train the critic only"""
+    val_freq: int = -1
+    """steps between validations; -1: never"""
+    val_before_train: bool = True
+    """validate before the first step"""
+    val_only: bool = False
+    """validate and stop"""
+    val_generations_to_log: int = 0
+    """dialogues of each validation kept in the run's folder"""
+    save_freq: int = -1
+    """steps between checkpoints; -1: only the last step"""
+    save_limit: int = -1
+    """checkpoints kept besides the best; -1: all"""
+    save_model_only: bool = False
+    """write the Hugging Face folder without the training state (such a run cannot be resumed)"""
+    save_checkpoint_path: str | None = None
+    """where checkpoints go; null: <run_dir>/checkpoints"""
+    load_checkpoint_path: str | None = None
+    """checkpoint (a global_step_N folder) to go on from"""
+    find_last_checkpoint: bool = True
+    """go on from the last whole checkpoint in save_checkpoint_path"""
+    best_key: str = "val/reward/overall"
+    """validation metric that the best checkpoint is chosen by (higher is better)"""
+    max_nonfinite_steps: int = 3
+    """optimiser steps with a non-finite loss or gradient (each is skipped) that end the run"""
+    tolerate_reward_errors: bool = False
+    """score a batch 0 and go on when the reward function raises, instead of ending the run"""
+    ray_timeline: str | None = None
+    """file for Ray's timeline (chrome://tracing)"""
+    dry_run: bool = False
+    """print the resolved configuration, the step arithmetic and every problem, and stop before Ray starts"""
+
+    @property
+    def world_size(self) -> int:
+        return self.nnodes * self.n_gpus_per_node
+
+    @property
+    def run_folder(self) -> Path:
+        return Path(self.run_dir) if self.run_dir else Path("log") / self.project_name / self.experiment_name
+
+    @property
+    def checkpoint_folder(self) -> Path:
+        return Path(self.save_checkpoint_path) if self.save_checkpoint_path else self.run_folder / "checkpoints"
+
+    def problems(self) -> list[str]:
+        found = positive(self, "total_epochs", "nnodes", "n_gpus_per_node")
+        if self.max_steps is not None and self.max_steps < 1:
+            found.append(f"max_steps={self.max_steps}: must be at least 1, or null")
+        if self.max_try_make_batch == 0:
+            found.append("max_try_make_batch=0: must be at least 1, or -1 for no limit")
+        if self.load_checkpoint_path is not None and not Path(self.load_checkpoint_path).is_dir():
+            found.append(f"load_checkpoint_path={self.load_checkpoint_path}: there is no such folder")
+        if self.project_name == "" or self.experiment_name == "":
+            found.append("experiment_name: project_name and experiment_name must not be empty")
+        return found
+
+
+@dataclass(frozen=True)
+class PPOConfig:
+    data: DataConfig = field(default_factory=DataConfig)
+    worker: WorkerConfig = field(default_factory=WorkerConfig)
+    algorithm: AlgorithmConfig = field(default_factory=AlgorithmConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+
+    @property
+    def use_reference(self) -> bool:
+        return not self.algorithm.disable_kl
+
+    @property
+    def use_critic(self) -> bool:
+        return self.algorithm.adv_estimator == "gae"
+
+    @property
+    def mini_batches(self) -> int:
+        """Optimiser steps of one pass over a rollout batch."""
+        return self.data.rollout_batch_size // self.worker.actor.global_batch_size
+
+    @property
+    def exactly_on_policy(self) -> bool:
+        """True where the policy that is updated is the one that sampled: its old log-probabilities need no pass."""
+        one_update = self.worker.actor.ppo_epochs == 1 and self.mini_batches == 1
+        kl_needs_none = self.algorithm.use_kl_loss or self.algorithm.disable_kl
+        return one_update and kl_needs_none and not self.algorithm.replay.ratio
+
+    @property
+    def rollout_replicas(self) -> int:
+        """Engines: ranks divided by the ranks that share one."""
+        return self.trainer.world_size // self.worker.rollout.tensor_parallel_size
+
+    def val_rollout(self, key: str) -> Any:
+        """A sampling setting as validation sees it."""
+        return self.worker.rollout.val_override_config.get(key, getattr(self.worker.rollout, key))
+
+    def problems(self) -> list[str]:
+        from .preflight import file_problems
+
+        sections = [self._batch_problems(), self._rollout_problems(), self._model_problems(), file_problems(self)]
+        return [problem for section in sections for problem in section]
+
+    def _batch_problems(self) -> list[str]:
+        found = []
+        prompts, n, ranks = self.data.rollout_batch_size, self.worker.rollout.n, self.trainer.world_size
+        for role in ("actor", "critic") if self.use_critic else ("actor",):
+            mini = getattr(self.worker, role).global_batch_size
+            if mini > 0 and prompts % mini:
+                found.append(
+                    f"worker.{role}.global_batch_size={mini}: must divide data.rollout_batch_size={prompts}; "
+                    f"for example {_largest_divisor(prompts, mini)}"
+                )
+            if ranks > 0 and mini * n % ranks:
+                found.append(
+                    f"worker.{role}.global_batch_size={mini}: times worker.rollout.n={n} must divide over "
+                    f"{ranks} ranks; for example {-(-mini // ranks) * ranks}"
+                )
+        return found + self._replay_problems()
+
+    def _replay_problems(self) -> list[str]:
+        ratio, prompts = self.algorithm.replay.ratio, self.data.rollout_batch_size
+        groups = round(ratio * prompts)
+        if not ratio:
+            return []
+        if self.use_critic or self.algorithm.adv_estimator == "remax":
+            return [f"algorithm.replay.ratio={ratio}: {self.algorithm.adv_estimator} cannot replay stored advantages"]
+        mini, world = self.worker.actor.global_batch_size, self.trainer.world_size
+        even = prompts % mini == 0 and groups % (prompts // mini) == 0
+        if groups and even and groups // (prompts // mini) * self.worker.rollout.n % world == 0:
+            return []
+        return [
+            f"algorithm.replay.ratio={ratio}: gives {groups} groups for {prompts} prompts, which must be at least 1 "
+            f"and divide over the mini-batches and the {world} ranks; for example 1.0"
+        ]
+
+    def _rollout_problems(self) -> list[str]:
+        found, rollout, ranks = [], self.worker.rollout, self.trainer.world_size
+        if rollout.tensor_parallel_size > 0 and ranks % rollout.tensor_parallel_size:
+            found.append(
+                f"worker.rollout.tensor_parallel_size={rollout.tensor_parallel_size}: must divide the {ranks} ranks "
+                f"(trainer.nnodes x trainer.n_gpus_per_node); for example {_largest_divisor(ranks, 2)}"
+            )
+        if self.algorithm.adv_estimator in ("grpo", "grpo_passk", "rloo") and rollout.n < 2:
+            found.append(
+                f"worker.rollout.n={rollout.n}: {self.algorithm.adv_estimator} compares samples; set at least 2"
+            )
+        if self.algorithm.rollout_is != "off" and (rollout.top_p < 1 or rollout.top_k != -1):
+            found.append(
+                f"algorithm.rollout_is={self.algorithm.rollout_is}: top_p={rollout.top_p}, top_k={rollout.top_k} "
+                "renormalise the engine's log-probabilities; set top_p=1 and top_k=-1, or rollout_is=off"
+            )
+        need = self.data.max_prompt_length + self.data.max_response_length
+        if rollout.max_model_len is not None and rollout.max_model_len < need:
+            found.append(
+                f"worker.rollout.max_model_len={rollout.max_model_len}: must hold max_prompt_length + "
+                f"max_response_length = {need}; set {need} or null"
+            )
+        if rollout.enable_chunked_prefill is False and rollout.max_num_batched_tokens < need:
+            found.append(
+                f"worker.rollout.max_num_batched_tokens={rollout.max_num_batched_tokens}: must hold one sequence of "
+                f"{need} tokens; raise it or set worker.rollout.enable_chunked_prefill=true"
+            )
+        return found
+
+    def _model_problems(self) -> list[str]:
+        found, model = [], self.worker.actor.model
+        if not model.model_path:
+            found.append("worker.actor.model.model_path: is required; give a Hugging Face folder or hub id")
+        if self.use_critic and not (self.worker.critic.model.model_path or model.model_path):
+            found.append("worker.critic.model.model_path: is required for adv_estimator=gae")
+        size = self.worker.actor.fsdp.fsdp_size
+        if size != -1 and (size < 1 or self.trainer.world_size % size):
+            found.append(
+                f"worker.actor.fsdp.fsdp_size={size}: must divide the {self.trainer.world_size} ranks, or be -1 for all"
+            )
+        if self.trainer.save_model_only and self.trainer.load_checkpoint_path:
+            found.append("trainer.load_checkpoint_path: a run that writes save_model_only=true cannot be resumed")
+        return found
+
+
+def _largest_divisor(number: int, at_most: int) -> int:
+    return next((d for d in range(min(at_most, number), 0, -1) if number % d == 0), 1)
+
+
+def migrate(raw: dict[str, Any]) -> None:
+    """Move the settings that one file or command line gives under an old name, with a warning that names the new."""
+    for old, new in RENAMES.items():
+        value = _pop(raw, old)
+        if value is None:
+            continue
+        if new is None:
+            logger.warning("%s=%s has no effect any more: the reward file's REWARD_TYPE decides.", old, value)
+            continue
+        if old == "worker.reward.score_function" and ".py" in str(value):
+            new = "worker.reward.reward_function"
+        logger.warning("%s is now called %s; using %s=%s.", old, new, new, value)
+        _put(raw, new, value)
+
+
+def _pop(raw: dict[str, Any], dotted: str) -> Any:
+    *sections, key = dotted.split(".")
+    for section in sections:
+        raw = raw.get(section)
+        if not isinstance(raw, dict):
+            return None
+    return raw.pop(key, None)
+
+
+def _put(raw: dict[str, Any], dotted: str, value: Any) -> None:
+    *sections, key = dotted.split(".")
+    for section in sections:
+        raw = raw.setdefault(section, {})
+    raw.setdefault(key, value)

@@ -1,0 +1,87 @@
+"""Finds settings that were changed but do nothing in this run, so that none passes silently.
+
+Settings that would be wrong are ``problems`` of their dataclass; here are those that are merely without effect.
+"""
+
+import dataclasses
+from typing import Any
+
+from ..utils.vllm_env import has_accelerator
+from .config import PPOConfig
+
+VISION = "data.image_key data.video_key data.video_fps data.min_pixels data.max_pixels"
+
+
+def inert_settings(config: PPOConfig) -> list[str]:
+    """One warning for each changed setting without effect: ``key=value: has no effect; reason``."""
+    defaults = type(config)()
+    return [
+        f"{key}={_shown(_value(config, key))}: has no effect; {reason}"
+        for acts, keys, reason in _rules(config)
+        if not acts
+        for key in keys.split()
+        if _value(config, key) != _value(defaults, key)
+    ]
+
+
+def _rules(config: PPOConfig) -> list[tuple[bool, str, str]]:
+    """(do they act?, keys, why not)"""
+    algorithm, actor = config.algorithm, config.worker.actor
+    estimator, validates = algorithm.adv_estimator, bool(config.data.val_files)
+    discounted = estimator in ("gae", "reinforce_plus_plus")
+    off_gpu = (
+        "worker.{0}.fsdp.enable_cpu_offload worker.{0}.offload.offload_params worker.{0}.offload.offload_optimizer"
+    )
+    offloads = " ".join(off_gpu.format(role) for role in ("actor", "critic", "ref"))
+    fsdp = " ".join(f"worker.{role}.fsdp.use_orig_params" for role in ("actor", "critic", "ref"))
+    vision = " ".join(f"worker.{role}.model.freeze_vision_tower" for role in ("actor", "critic", "ref"))
+    return [
+        (False, fsdp, "FSDP2 always keeps the original parameters"),
+        (False, f"{VISION} {vision}", "this trainer is for text models"),
+        (has_accelerator(), offloads, "there is no accelerator to move memory away from"),
+        (config.use_critic, "worker.critic trainer.critic_warmup", f"adv_estimator={estimator} trains no critic"),
+        (config.use_reference, "worker.ref", "disable_kl=true trains without a reference"),
+        (discounted, "algorithm.gamma", f"adv_estimator={estimator} does not discount"),
+        (estimator == "gae", "algorithm.lam", f"adv_estimator={estimator} has no lambda"),
+        (algorithm.kl_type == "adaptive", "algorithm.kl_horizon algorithm.kl_target", "kl_type=fixed"),
+        (
+            algorithm.online_filtering,
+            "algorithm.filter_key algorithm.filter_low algorithm.filter_high data.mini_rollout_batch_size "
+            "trainer.max_try_make_batch",
+            "online_filtering=false",
+        ),
+        (algorithm.rollout_is != "off", "algorithm.rollout_is_cap", "rollout_is=off"),
+        (
+            algorithm.replay.ratio > 0,
+            "algorithm.replay.capacity algorithm.replay.collect_steps algorithm.replay.reward_threshold "
+            "algorithm.replay.cap",
+            "replay.ratio=0",
+        ),
+        (
+            actor.loss_type == "sapo",
+            "worker.actor.tau_positive worker.actor.tau_negative",
+            f"loss_type={actor.loss_type}",
+        ),
+        (actor.loss_type == "default", "worker.actor.clip_ratio_dual", f"loss_type={actor.loss_type} has no dual clip"),
+        (actor.loss_type != "sapo", "worker.actor.clip_ratio_low worker.actor.clip_ratio_high", "loss_type=sapo"),
+        (
+            validates,
+            "data.val_batch_size trainer.val_freq trainer.val_only trainer.val_generations_to_log trainer.best_key "
+            "worker.rollout.val_override_config",
+            "data.val_files is empty, so nothing is validated",
+        ),
+    ]
+
+
+def _for_roles(*keys: str) -> str:
+    return " ".join(f"worker.{role}.{key}" for role in ("actor", "critic", "ref") for key in keys)
+
+
+def _value(config: Any, dotted: str) -> Any:
+    for name in dotted.split("."):
+        config = getattr(config, name, None)
+    return config
+
+
+def _shown(value: Any) -> str:
+    return "(section)" if dataclasses.is_dataclass(value) else str(value)

@@ -1,0 +1,111 @@
+"""``python3 -m verl.trainer.main config=FILE key.sub=value ...``: checks a configuration, then trains.
+
+Everything a user can get wrong is reported at once, with exit code 2, before Ray or a model is touched.
+"""
+
+import logging
+import os
+import signal
+import sys
+from typing import Any
+
+from ..utils.config import load, to_yaml
+from ..utils.errors import ConfigError, DataError
+from .config import PPOConfig, migrate
+from .inert import inert_settings
+from .preflight import make_plan
+
+logger = logging.getLogger(__name__)
+
+CPU_OBJECT_STORE_BYTES = 512 * 2**20
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command line; returns the exit code."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
+    try:
+        config = load(PPOConfig, sys.argv[1:] if argv is None else argv, migrate)
+        for warning in inert_settings(config):
+            logger.warning("%s", warning)
+        if config.trainer.dry_run:
+            sys.stdout.write(to_yaml(config) + "\n" + "\n".join(make_plan(config).lines()) + "\n")
+            return 0
+        return run(config)
+    except (ConfigError, DataError) as error:
+        sys.stderr.write(f"{error}\n")
+        return 2
+
+
+def run(config: PPOConfig) -> int:
+    """Train; Ray and every process it started are gone when this returns or raises."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    import ray
+
+    from ..single_controller.worker_group import WorkerError
+    from ..utils.dataset import RLHFDataset
+    from ..utils.tokenizer import get_tokenizer
+    from .experience import TrainingError
+    from .ray_trainer import RayPPOTrainer
+
+    data, model = config.data, config.worker.actor.model
+    tokenizer = get_tokenizer(model.tokenizer, data.override_chat_template, model.trust_remote_code)
+    options: dict[str, Any] = {
+        "prompt_key": data.prompt_key,
+        "answer_key": data.answer_key,
+        "max_prompt_length": data.max_prompt_length,
+        "format_prompt": data.format_prompt,
+        "filter_overlong_prompts": data.filter_overlong_prompts,
+        "filter_overlong_prompts_workers": data.filter_overlong_prompts_workers,
+    }
+    train = RLHFDataset(data.train_files, tokenizer, **options)
+    val = RLHFDataset(data.val_files, tokenizer, **options) if data.val_files else None
+    plan = make_plan(config, len(train))
+    if plan.steps_per_epoch == 0:
+        raise ConfigError(
+            f"data.rollout_batch_size={data.rollout_batch_size}: only {len(train)} prompts are short enough; "
+            f"set at most {len(train)}, or raise data.max_prompt_length={data.max_prompt_length}"
+        )
+    for line in plan.lines():
+        logger.info("%s", line)
+    start_ray(config)
+    trainer = RayPPOTrainer(config, tokenizer, train, val, plan.total_steps)
+    try:
+        trainer.start()
+        trainer.fit()
+        return 0
+    except (TrainingError, WorkerError, OSError) as error:
+        logger.error("%s", error)
+        return 1
+    finally:
+        if config.trainer.ray_timeline:
+            ray.timeline(config.trainer.ray_timeline)
+        trainer.close()
+        ray.shutdown()
+
+
+def start_ray(config: PPOConfig) -> None:
+    """Connect to the cluster of several machines, or start Ray here; SIGTERM then ends the run as SIGINT does."""
+    import ray
+
+    from ..utils.vllm_env import has_accelerator
+
+    address = os.environ.get("RAY_ADDRESS") or ("auto" if config.trainer.nnodes > 1 else "local")
+    options: dict[str, Any] = {"address": address, "logging_level": logging.ERROR}
+    if address == "local":
+        # Logical CPUs: one a rank and for the reward process, however few cores there are.
+        wanted = config.trainer.world_size + config.worker.reward.num_cpus
+        options |= {"num_cpus": max(wanted, os.cpu_count() or 1), "include_dashboard": False}
+        if not has_accelerator():
+            options["object_store_memory"] = CPU_OBJECT_STORE_BYTES
+    ray.init(**options)
+    signal.signal(signal.SIGTERM, _interrupt)
+
+
+def _interrupt(number: int, frame: Any) -> None:
+    raise SystemExit(128 + number)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

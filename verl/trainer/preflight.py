@@ -1,0 +1,117 @@
+"""What can be known of a run before anything starts: whether its files are usable, and its arithmetic.
+
+Reads the data and the reward file, but loads no model, no tokenizer and no Ray.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..utils.dataset import read_rows, row_problems, split_of
+from ..utils.errors import ConfigError, DataError
+from ..utils.logger import available
+from ..workers.reward.function import load_reward_function
+
+if TYPE_CHECKING:
+    from .config import PPOConfig
+
+
+def file_problems(config: "PPOConfig") -> list[str]:
+    """Problems of the files that a configuration names: data, templates, model folders, the reward function."""
+    found = [*_data_problems(config), *_model_problems(config), *_template_problems(config)]
+    try:
+        load_reward_function(config.worker.reward)
+    except ConfigError as error:
+        found += str(error).splitlines()
+    for name in config.trainer.logger:
+        if reason := available(name):
+            found.append(f"trainer.logger: {name}: {reason}")
+    return found
+
+
+def _data_problems(config: "PPOConfig") -> list[str]:
+    data, found = config.data, []
+    for key, sources in (("train_files", data.train_files), ("val_files", data.val_files)):
+        if not sources:
+            continue
+        try:
+            rows = read_rows(sources)
+        except DataError as error:
+            found.append(f"data.{key}: {error}")
+            continue
+        found += row_problems(rows, data.prompt_key, data.answer_key, f"data.{key}={sources}")
+        if key == "train_files" and len(rows) < data.rollout_batch_size:
+            found.append(
+                f"data.rollout_batch_size={data.rollout_batch_size}: there are only {len(rows)} training rows; "
+                f"set at most {len(rows)}"
+            )
+    return found
+
+
+def _model_problems(config: "PPOConfig") -> list[str]:
+    found = []
+    for role in ("actor", "ref", "critic"):
+        path = getattr(config.worker, role).model.model_path
+        looks_local = path is not None and (path.startswith((".", "/", "~")) or path.count("/") != 1)
+        if path is not None and not Path(path).is_dir() and looks_local:
+            found.append(f"worker.{role}.model.model_path={path}: there is no such folder, and it is no hub id")
+        elif path is not None and Path(path).is_dir() and not (Path(path) / "config.json").is_file():
+            found.append(f"worker.{role}.model.model_path={path}: has no config.json; give a Hugging Face folder")
+    return found
+
+
+def _template_problems(config: "PPOConfig") -> list[str]:
+    return [
+        f"data.{key}={value}: there is no such file; give a path ending in .jinja, or the template itself"
+        for key in ("format_prompt", "override_chat_template")
+        if (value := getattr(config.data, key)) and value.endswith(".jinja") and not Path(value).is_file()
+    ]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """The arithmetic of a run. Prompts and samples are counted as EasyR1 does."""
+
+    train_rows: int
+    forget_rows: int
+    boundary_rows: int
+    val_rows: int
+    steps_per_epoch: int
+    total_steps: int
+    samples_per_step: int
+    updates_per_step: int
+    samples_per_rank: int
+
+    def lines(self) -> list[str]:
+        return [
+            f"training rows        {self.train_rows} ({self.forget_rows} forget, {self.boundary_rows} boundary)",
+            f"validation rows      {self.val_rows}",
+            f"steps                {self.total_steps} ({self.steps_per_epoch} an epoch)",
+            f"samples a step       {self.samples_per_step} ({self.samples_per_rank} a rank)",
+            f"optimiser steps      {self.updates_per_step} a step, {self.updates_per_step * self.total_steps} in all",
+        ]
+
+
+def make_plan(config: "PPOConfig", train_rows: int | None = None) -> Plan:
+    """The run's arithmetic.
+
+    Args:
+        train_rows: rows left after over-long prompts are dropped; None: all rows of the files.
+    """
+    data, trainer, actor = config.data, config.trainer, config.worker.actor
+    rows = read_rows(data.train_files)
+    splits = [split_of(row, data.answer_key) for row in rows]
+    usable = len(rows) if train_rows is None else train_rows
+    steps = usable // data.rollout_batch_size
+    samples = data.rollout_batch_size * config.worker.rollout.n
+    return Plan(
+        train_rows=usable,
+        forget_rows=splits.count("forget"),
+        boundary_rows=splits.count("boundary"),
+        val_rows=len(read_rows(data.val_files)) if data.val_files else 0,
+        steps_per_epoch=steps,
+        total_steps=trainer.max_steps or steps * trainer.total_epochs,
+        samples_per_step=samples,
+        updates_per_step=data.rollout_batch_size // actor.global_batch_size * actor.ppo_epochs,
+        samples_per_rank=samples // trainer.world_size,
+    )

@@ -1,0 +1,308 @@
+"""The training loop. The driver holds the batch; workers generate, score and update (``verl.workers.fsdp_workers``).
+
+A step: collect scored samples (``experience``), take log-probabilities, turn rewards into advantages (``core_algos``),
+update. What a checkpoint holds on the ranks is ``verl.workers.checkpointing``'s.
+"""
+
+import json
+import logging
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from tqdm import tqdm
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+from ..protocol import DataProto
+from ..single_controller import WorkerGroup
+from ..utils import checkpoint
+from ..utils.atomic import write_json, write_text
+from ..utils.config import to_dict, to_yaml
+from ..utils.dataset import RLHFDataset
+from ..utils.logger import Tracker, log_generations
+from ..utils.provenance import git_revision
+from ..utils.seqlen_balancing import balance_dataproto
+from ..utils.vllm_env import has_accelerator
+from ..workers.fsdp_workers import FSDPWorker
+from . import core_algos
+from .config import PPOConfig
+from .data_loader import PromptLoader, prompt_batch
+from .experience import ExperienceMaker, TrainingError, on_last_token
+from .metrics import Timer, batch_metrics, reward_metrics
+from .replay import ReplayBuffer
+
+logger = logging.getLogger(__name__)
+
+TRAINER_STATE, REPLAY_STATE = "trainer_state.json", "replay.safetensors"
+
+
+class RayPPOTrainer:
+    """Runs one configuration. ``start`` builds the workers, ``fit`` trains, ``close`` ends what was started.
+
+    Args:
+        train, val: datasets already read and tokenised; val may be None.
+        total_steps: training steps of the whole run.
+    """
+
+    def __init__(
+        self, config: PPOConfig, tokenizer: Any, train: RLHFDataset, val: RLHFDataset | None, total_steps: int
+    ) -> None:
+        self.config, self.tokenizer, self.val = config, tokenizer, val
+        self.loader = PromptLoader(train, shuffle=config.data.shuffle, seed=config.data.seed)
+        self.total_steps, self.step = total_steps, 0
+        algorithm = config.algorithm
+        self.kl = core_algos.FixedKLController(algorithm.kl_coef)
+        if algorithm.kl_type == "adaptive":
+            self.kl = core_algos.AdaptiveKLController(algorithm.kl_coef, algorithm.kl_target, algorithm.kl_horizon)
+        replay = asdict(algorithm.replay)
+        self.replay_cap = replay.pop("cap")
+        self.replay = ReplayBuffer(**replay, seed=config.data.seed) if algorithm.replay.ratio else None
+        self.best: dict[str, float] = {}
+        self.workers: WorkerGroup | None = None
+        self.tracker: Tracker | None = None
+
+    # ---- the run ----------------------------------------------------------------------------------------------------
+    def start(self) -> None:
+        """Start the ranks and the reward process, and go on from a checkpoint where there is one."""
+        trainer = self.config.trainer
+        self.workers = WorkerGroup(
+            FSDPWorker,
+            self.total_steps,
+            nnodes=trainer.nnodes,
+            ranks_per_node=trainer.n_gpus_per_node,
+            with_gpus=has_accelerator(),
+            config=self.config,
+        )
+        self.experience = ExperienceMaker(self.config, self.tokenizer, self.workers, self.loader)
+        self.workers.all("init_model")
+        self._resume()
+        write_text(trainer.run_folder / "config.yaml", to_yaml(self.config))
+        write_text(trainer.run_folder / "git_revision", git_revision() + "\n")
+        self.tracker = Tracker(
+            ["file", *trainer.logger],
+            trainer.run_folder,
+            trainer.project_name,
+            trainer.experiment_name,
+            to_dict(self.config),
+            resume_step=self.step or None,
+        )
+
+    def close(self) -> None:
+        """End the ranks and close the loggers; safe at any moment."""
+        if self.tracker:
+            self.tracker.close()
+        if self.workers:
+            self.workers.shutdown()
+
+    def fit(self) -> None:
+        """Train until ``total_steps``, validating and saving on the way; DONE is written last."""
+        trainer = self.config.trainer
+        if self.val and (trainer.val_before_train or trainer.val_only) and self.step == 0:
+            self.tracker.log(self.validate(), 0)
+        if trainer.val_only:
+            return
+        progress = tqdm(total=self.total_steps, initial=self.step, desc="ReBO", unit="step", dynamic_ncols=True)
+        with progress as bar, logging_redirect_tqdm():
+            while self.step < self.total_steps:
+                self.step += 1
+                metrics = self.train_step()
+                last = self.step == self.total_steps
+                if self.val and trainer.val_freq > 0 and (last or self.step % trainer.val_freq == 0):
+                    metrics |= self.validate()
+                    self._note_best(metrics)
+                if last or (trainer.save_freq > 0 and self.step % trainer.save_freq == 0):
+                    self.save_checkpoint()
+                self.tracker.log(metrics, self.step)
+                bar.set_postfix_str(progress_line(metrics))
+                bar.update()
+        write_text(trainer.run_folder / "DONE", f"{self.total_steps}\n")
+
+    def train_step(self) -> dict[str, float]:
+        """One step of reinforcement learning; returns its metrics."""
+        timer, metrics = Timer(), {}
+        batch = self.experience.collect(self.step, timer, metrics)
+        balance_dataproto(batch, self.workers.world_size, len(batch) // self.config.mini_batches)
+        if not self.config.exactly_on_policy:
+            with timer("old"):
+                batch = batch.union(self._on_ranks("compute_log_probs", batch))
+        if self.config.use_reference:
+            with timer("ref"):
+                batch = batch.union(self._on_ranks("compute_ref_log_probs", batch))
+        if self.config.use_critic:
+            with timer("values"):
+                batch = batch.union(self._on_ranks("compute_values", batch))
+        with timer("adv"):
+            self._add_advantages(batch, metrics)
+        if self.replay is not None:
+            with timer("replay"):
+                batch = self._with_replay(batch, metrics)
+        if self.config.use_critic:
+            with timer("update_critic"):
+                metrics |= self.workers.split("update_critic", batch.select(non_tensor_batch_keys=[]))[0]
+        if self.step > self.config.trainer.critic_warmup:
+            with timer("update_actor"):
+                self._update_actor(batch, metrics)
+        metrics |= batch_metrics(batch, self.config.data.max_response_length)
+        return metrics | timer.metrics(batch, self.workers.world_size)
+
+    # ---- learning ---------------------------------------------------------------------------------------------------
+    def _on_ranks(self, method: str, batch: DataProto) -> DataProto:
+        return DataProto.concat(self.workers.split(method, batch.select(non_tensor_batch_keys=[])))
+
+    def _add_advantages(self, batch: DataProto, metrics: dict[str, float]) -> None:
+        """Add ``token_level_rewards``, ``advantages`` and ``returns``, all (B, T)."""
+        algorithm, mask_BT = self.config.algorithm, batch.batch["response_mask"]
+        rewards_BT = batch.batch["token_level_scores"]
+        if algorithm.normalize_by_split:
+            scores_B = core_algos.normalize_rewards_by_split(rewards_BT.sum(-1), batch.non_tensor_batch["split"])
+            rewards_BT = on_last_token(scores_B.tolist(), mask_BT)
+        if self.config.use_reference and not algorithm.use_kl_loss:
+            rewards_BT, kl = core_algos.apply_kl_penalty(
+                rewards_BT,
+                batch.batch["old_log_probs"],
+                batch.batch["ref_log_probs"],
+                mask_BT,
+                self.kl.kl_coef,
+                algorithm.kl_penalty,
+            )
+            metrics |= {"actor/reward_kl": kl, "actor/kl_coef": self.kl.kl_coef}
+            self.kl.update(kl, len(batch))
+        batch.batch["token_level_rewards"] = rewards_BT
+        batch.batch["advantages"], batch.batch["returns"] = core_algos.compute_advantages(
+            algorithm.adv_estimator,
+            rewards_BT,
+            mask_BT,
+            uids=batch.non_tensor_batch["uid"],
+            values_BT=batch.batch.get("values", None),
+            baselines_B=batch.batch.get("reward_baselines", None),
+            gamma=algorithm.gamma,
+            lam=algorithm.lam,
+            normalize_std=algorithm.norm_adv_by_std,
+        )
+
+    def _with_replay(self, batch: DataProto, metrics: dict[str, float]) -> DataProto:
+        """The batch with replayed groups behind it, and ``loss_weights`` (B, T): 1 for its own rows."""
+        groups = len(batch) // self.config.worker.rollout.n
+        metrics["replay/collected"] = self.replay.collect(self.step, batch)
+        metrics["replay/groups"] = len(self.replay)
+        batch.batch["loss_weights"] = torch.ones_like(batch.batch["advantages"])
+        replayed = self.replay.sample(self.step, groups)
+        if replayed is None:
+            return batch
+        replayed = replayed.union(self._on_ranks("compute_log_probs", replayed))
+        replayed.batch["loss_weights"] = core_algos.rollout_weights(
+            replayed.batch["old_log_probs"],
+            replayed.batch["rollout_log_probs"],
+            replayed.batch["response_mask"],
+            mode="token",
+            cap=self.replay_cap,
+        )
+        metrics["replay/rows"] = len(replayed)
+        # The weights above hold the whole correction: to rollout_is and to the mismatch these rows look on-policy.
+        replayed.batch["rollout_log_probs"] = replayed.batch["old_log_probs"]
+        common = sorted(set(replayed.batch.keys()) & set(batch.batch.keys()))
+        both = [part.select(common, ["uid"]) for part in (batch, replayed)]
+        joined = DataProto.concat(both)
+        balance_dataproto(joined, self.workers.world_size, len(joined) // self.config.mini_batches)
+        return joined
+
+    def _update_actor(self, batch: DataProto, metrics: dict[str, float]) -> None:
+        data = batch.select(non_tensor_batch_keys=[])
+        data.meta_info = {"kl_coef": self.kl.kl_coef, "step": self.step}
+        results = self.workers.split("update_actor", data)
+        metrics |= results[0].meta_info["metrics"]
+        if self.config.algorithm.use_kl_loss:
+            metrics["actor/kl_coef"] = self.kl.kl_coef
+            self.kl.update(metrics["actor/kl_loss"], len(batch))
+        seen = batch.batch.get("old_log_probs", None)
+        if seen is None:
+            seen = torch.cat([result.batch["log_probs"] for result in results])
+        mismatch = core_algos.rollout_mismatch(seen, batch.batch["rollout_log_probs"], batch.batch["response_mask"])
+        metrics |= {f"rollout/{name}": value for name, value in mismatch.items()}
+        if metrics["actor/skipped_steps"] > self.config.trainer.max_nonfinite_steps:
+            raise TrainingError(
+                f"step {self.step}: {int(metrics['actor/skipped_steps'])} optimiser steps had a non-finite loss or "
+                "gradient; lower worker.actor.optim.lr, or go on from an earlier checkpoint"
+            )
+
+    # ---- validation -------------------------------------------------------------------------------------------------
+    def validate(self) -> dict[str, float]:
+        """Mean reward parts over the validation rows, by split; some of the dialogues go to the run's folder."""
+        data, config, experience = self.config.data, self.config, self.experience
+        size = data.val_batch_size if data.val_batch_size > 0 else len(self.val)
+        sampling = {key: config.val_rollout(key) for key in ("n", "temperature", "top_p", "top_k")}
+        scores, dialogues = [], []
+        for start in range(0, len(self.val), size):
+            items = [self.val[i] for i in range(start, min(start + size, len(self.val)))]
+            samples = experience.generate(prompt_batch(items, "val"), self.step, **sampling)
+            scores += experience.score(samples, self.step)
+            dialogues += experience.reward_inputs(samples)
+        if wanted := config.trainer.val_generations_to_log:
+            stride = max(1, len(dialogues) // wanted)
+            shown = [{**one, "reward": score} for one, score in zip(dialogues, scores, strict=True)]
+            log_generations(config.trainer.run_folder, self.step, shown[::stride][:wanted])
+        return reward_metrics(scores, [one["split"] for one in dialogues], prefix="val/reward")
+
+    def _note_best(self, metrics: dict[str, float]) -> None:
+        """Remember the step whose validation is best; among equals the earliest."""
+        key = self.config.trainer.best_key
+        if key not in metrics:
+            raise TrainingError(f"trainer.best_key={key}: validation gave {', '.join(sorted(metrics))}")
+        if metrics[key] > self.best.get("best_val_reward_score", float("-inf")):
+            self.best = {"best_global_step": self.step, "best_val_reward_score": metrics[key]}
+
+    # ---- checkpoints ------------------------------------------------------------------------------------------------
+    def save_checkpoint(self) -> None:
+        """Write ``global_step_N`` beside and rename it, then the tracker; then thin out old ones."""
+        trainer = self.config.trainer
+        folder = trainer.checkpoint_folder / f"global_step_{self.step}"
+        with checkpoint.staging_dir(folder) as partial:
+            self.workers.all("save_checkpoint", str(partial.absolute()), trainer.save_model_only)
+            self._save_state(partial)
+        tracker = {"last_global_step": self.step, "last_actor_path": str((folder / "actor").absolute()), **self.best}
+        checkpoint.write_tracker(trainer.checkpoint_folder, tracker)
+        best = int(self.best.get("best_global_step", self.step))
+        checkpoint.remove_obsolete_ckpt(trainer.checkpoint_folder, self.step, best, trainer.save_limit)
+
+    def _save_state(self, folder: Path) -> None:
+        state = {
+            "step": self.step,
+            "loader": self.loader.state_dict(),
+            "kl": self.kl.state_dict(),
+            "best": self.best,
+            "reward_errors": self.experience.reward_errors,
+        }
+        if self.replay is not None:
+            stored = self.replay.state_dict()
+            state["replay"] = stored["json"]
+            save_file({key: tensor.contiguous() for key, tensor in stored["tensors"].items()}, folder / REPLAY_STATE)
+        write_json(folder / TRAINER_STATE, state)
+
+    def _resume(self) -> None:
+        trainer = self.config.trainer
+        folder = trainer.load_checkpoint_path
+        if folder is None and trainer.find_last_checkpoint:
+            folder, _ = checkpoint.find_latest_ckpt(trainer.checkpoint_folder)
+        if folder is None:
+            return
+        state = json.loads((Path(folder) / TRAINER_STATE).read_text(encoding="utf-8"))
+        self.workers.all("load_checkpoint", str(Path(folder).absolute()))
+        self.step, self.best, self.experience.reward_errors = state["step"], state["best"], state["reward_errors"]
+        self.loader.load_state_dict(state["loader"])
+        self.kl.load_state_dict(state["kl"])
+        if self.replay is not None and "replay" in state:
+            self.replay.load_state_dict({"json": state["replay"], "tensors": load_file(Path(folder) / REPLAY_STATE)})
+        logger.info("going on from %s after step %d", folder, self.step)
+
+
+def progress_line(metrics: dict[str, float]) -> str:
+    """What the progress bar shows: rewards and refusal rates."""
+    shown = {
+        "reward": "reward/overall",
+        "forget refused": "reward/forget/refusal",
+        "boundary refused": "reward/boundary/refusal",
+        "kl": "actor/kl_loss",
+    }
+    return " ".join(f"{label} {metrics[key]:.3f}" for label, key in shown.items() if key in metrics)

@@ -1,0 +1,1 @@
+"""Shared helpers: configuration, chat templates, text metrics, checkpoints. Nothing here imports ``verl.trainer``."""

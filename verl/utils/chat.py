@@ -1,0 +1,34 @@
+"""Turns prompts into token ids. Training, rollout and evaluation all come through here, so they see the same text."""
+
+from typing import Any
+
+Prompt = str | list[dict[str, str]]
+
+
+def encode_prompt(tokenizer: Any, prompt: Prompt, system: str | None = None) -> list[int]:
+    """Token ids of a prompt, ready for the model to answer.
+
+    With a chat template: the conversation and the generation prompt. Without one (a base model): the BOS token if the
+    tokenizer has one, then the text.
+
+    Args:
+        prompt: the user's words, or a list of ``{"role", "content"}`` messages.
+        system: a system message put before the conversation.
+    """
+    messages = [{"role": "user", "content": prompt}] if isinstance(prompt, str) else list(prompt)
+    if system:
+        messages = [{"role": "system", "content": system}, *messages]
+    if tokenizer.chat_template:
+        return tokenizer.apply_chat_template(messages, add_generation_prompt=True, tokenize=True, return_dict=False)
+    text = "\n\n".join(message["content"] for message in messages)
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    return bos + tokenizer.encode(text, add_special_tokens=False)
+
+
+def encode_example(
+    tokenizer: Any, prompt: Prompt, response: str, system: str | None = None
+) -> tuple[list[int], list[int]]:
+    """Token ids of a prompt and of its response, the response ending in EOS so that the model learns to stop."""
+    space = "" if tokenizer.chat_template else " "
+    response_ids = tokenizer.encode(space + response, add_special_tokens=False)
+    return encode_prompt(tokenizer, prompt, system), [*response_ids, tokenizer.eos_token_id]

@@ -1,0 +1,1 @@
+"""The policy: its log-probabilities and its updates."""

@@ -1,0 +1,150 @@
+"""The actor (and, without an optimiser, the reference): log-probabilities of responses, and the policy update.
+
+Shapes: B samples of this rank, T response tokens. The algorithms are ``verl.trainer.core_algos``'.
+"""
+
+from functools import partial
+
+import torch
+from tensordict import TensorDict
+
+from ...protocol import DataProto
+from ...trainer import core_algos
+from ...trainer.config import PPOConfig
+from ..batching import MetricSums, micro_batches
+from ..forward import ResponseOutputs, forward_responses, log_probs_of
+from ..stepper import Stepper
+
+FORWARD_KEYS = ["input_ids", "attention_mask", "position_ids", "response_mask", "responses"]
+
+
+class DataParallelPPOActor:
+    """Works on a sharded causal language model.
+
+    Args:
+        stepper: the optimiser's side; None for a reference.
+    """
+
+    def __init__(
+        self,
+        config: PPOConfig,
+        module: torch.nn.Module,
+        *,
+        device: torch.device,
+        max_tokens_for_experience: int | None,
+        stepper: Stepper | None = None,
+    ) -> None:
+        self.config, self.module, self.device, self.stepper = config, module, device, stepper
+        self.max_tokens_for_experience = max_tokens_for_experience
+        compiled = config.worker.actor.use_torch_compile and device.type == "cuda"
+        self.log_probs_of = torch.compile(log_probs_of, dynamic=True) if compiled else log_probs_of
+
+    def _forward(self, micro: DataProto) -> tuple[torch.Tensor, ResponseOutputs]:
+        """(b, T) log-probabilities at the sampling temperature, and the outputs they were taken from."""
+        outputs = forward_responses(self.module, micro.batch, padding_free=self.config.worker.actor.padding_free)
+        if self.config.worker.rollout.temperature != 1.0:
+            outputs.logits_NV.div_(self.config.worker.rollout.temperature)
+        labels_N = micro.batch["responses"][outputs.mask_bT]
+        return outputs.scatter(self.log_probs_of(outputs.logits_NV, labels_N)), outputs
+
+    @torch.no_grad()
+    def compute_log_prob(self, data: DataProto) -> torch.Tensor:
+        """(B, T) log-probability of every response token, zeros in the padding."""
+        self.module.eval()
+        data = data.select(batch_keys=FORWARD_KEYS, non_tensor_batch_keys=[]).to(self.device)
+        size = self.config.worker.actor.micro_batch_size_per_device_for_experience
+        log_probs_BT = torch.zeros(data.batch["responses"].shape, device=self.device)
+        for micro, rows in zip(
+            *micro_batches(data, max_samples=size, max_tokens=self.max_tokens_for_experience), strict=True
+        ):
+            log_probs_BT[rows] = self._forward(micro)[0]
+        return log_probs_BT.cpu()
+
+    @torch.no_grad()
+    def score_tokens(self, token_ids: list[int]) -> torch.Tensor:
+        """(len - 1,) log-probability of each token after the first, at temperature 1. A collective."""
+        ids = torch.tensor([token_ids], device=self.device)
+        ones = torch.ones_like(ids)
+        batch = {"input_ids": ids, "attention_mask": ones, "position_ids": ones.cumsum(1) - 1}
+        self.module.eval()
+        outputs = forward_responses(
+            self.module, {**batch, "response_mask": ones[:, 1:]}, padding_free=self.config.worker.actor.padding_free
+        )
+        return log_probs_of(outputs.logits_NV, ids[0, 1:]).cpu()
+
+    def update_policy(self, data: DataProto) -> tuple[dict[str, float], torch.Tensor]:
+        """Train on this rank's share of a batch.
+
+        Args:
+            data: FORWARD_KEYS and ``advantages`` (B, T); ``old_log_probs`` unless the step is exactly on-policy;
+                ``ref_log_probs`` under a KL loss; ``rollout_log_probs``; ``loss_weights`` (B, T) under replay.
+                ``meta_info["kl_coef"]`` is the KL loss's weight now.
+
+        Returns:
+            metrics averaged over ranks, and the (B, T) log-probabilities that the first pass saw.
+        """
+        self.module.train()
+        settings = self.config.worker.actor
+        data = data.to(self.device)
+        data.batch["row"] = torch.arange(len(data), device=self.device)
+        log_probs_EBT = torch.zeros(settings.ppo_epochs, *data.batch["responses"].shape, device=self.device)
+        sums = MetricSums()
+        for log_probs_BT in log_probs_EBT:
+            loss_function = partial(self._loss, kl_coef=data.meta_info["kl_coef"], seen_BT=log_probs_BT)
+            for mini in data.split(len(data) // self.config.mini_batches):
+                weight = core_algos.loss_weight(mini.batch["response_mask"], settings.loss_avg_mode)
+                self.stepper.step(mini, loss_function, weight, sums)
+        return self.stepper.report(sums), log_probs_EBT[0].cpu()
+
+    def _loss(self, micro: DataProto, kl_coef: float, seen_BT: torch.Tensor) -> tuple[torch.Tensor, dict]:
+        """Sum of the policy loss (and KL loss) over a micro-batch; its log-probabilities are noted in ``seen_BT``."""
+        settings, batch = self.config.worker.actor, micro.batch
+        mask_bT = batch["response_mask"]
+        log_probs_bT, outputs = self._forward(micro)
+        seen_BT[batch["row"]] = log_probs_bT.detach()
+        old_log_probs_bT = batch.get("old_log_probs", log_probs_bT.detach())
+        average = {
+            "loss_avg_mode": settings.loss_avg_mode,
+            "constant_length": self.config.data.max_response_length,
+        }
+        loss, metrics = core_algos.policy_loss(
+            log_probs_bT,
+            old_log_probs_bT,
+            batch["advantages"],
+            mask_bT,
+            loss_type=settings.loss_type,
+            clip_ratio_low=settings.clip_ratio_low,
+            clip_ratio_high=settings.clip_ratio_high,
+            clip_ratio_dual=settings.clip_ratio_dual,
+            tau_positive=settings.tau_positive,
+            tau_negative=settings.tau_negative,
+            weights_BT=self._weights(batch, old_log_probs_bT),
+            **average,
+        )
+        weight = core_algos.loss_weight(mask_bT, settings.loss_avg_mode)
+        metrics["pg_loss"] = (loss, weight)
+        if self.config.algorithm.use_kl_loss:
+            kl_bT = core_algos.compute_kl(log_probs_bT, batch["ref_log_probs"], self.config.algorithm.kl_penalty)
+            kl_loss = core_algos.masked_aggregate(
+                kl_bT, mask_bT, settings.loss_avg_mode, self.config.data.max_response_length
+            )
+            metrics["kl_loss"] = (kl_loss, weight)
+            loss = loss + kl_coef * kl_loss
+        with torch.no_grad():
+            entropy = [core_algos.entropy_from_logits(part).sum() for part in outputs.logits_NV.split(2048)]
+            metrics["entropy"] = (sum(entropy), mask_bT.sum())
+        return loss, metrics
+
+    def _weights(self, batch: TensorDict, old_log_probs_bT: torch.Tensor) -> torch.Tensor | None:
+        """(b, T) weight of each token's policy loss: rollout correction times what the driver asked for."""
+        algorithm, weights_bT = self.config.algorithm, batch.get("loss_weights", None)
+        if algorithm.rollout_is == "off":
+            return weights_bT
+        correction_bT = core_algos.rollout_weights(
+            old_log_probs_bT,
+            batch["rollout_log_probs"],
+            batch["response_mask"],
+            mode=algorithm.rollout_is,
+            cap=algorithm.rollout_is_cap,
+        )
+        return correction_bT if weights_bT is None else weights_bT * correction_bT

@@ -1,0 +1,45 @@
+"""Cuts a rank's share of a batch into micro-batches, and adds up metrics across micro-batches and ranks."""
+
+from collections import defaultdict
+
+import torch
+import torch.distributed as dist
+
+from ..protocol import DataProto
+from ..utils.seqlen_balancing import prepare_dynamic_batch
+
+
+def micro_batches(data: DataProto, *, max_samples: int, max_tokens: int | None) -> tuple[list[DataProto], list]:
+    """The micro-batches and the rows of each; as many on every rank, since FSDP's collectives must pair up.
+
+    Args:
+        max_samples: rows of a micro-batch, where ``max_tokens`` is None.
+        max_tokens: real tokens of a micro-batch.
+    """
+    if max_tokens is not None:
+        return prepare_dynamic_batch(data, max_tokens)
+    rows = [list(range(len(data)))[start : start + max_samples] for start in range(0, len(data), max_samples)]
+    return [data[part] for part in rows], rows
+
+
+class MetricSums:
+    """Metrics kept as (sum, weight), so that a mean depends neither on micro-batches nor on ranks."""
+
+    def __init__(self) -> None:
+        self._sums: dict[str, list[torch.Tensor]] = defaultdict(list)
+
+    def add(self, metrics: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+        for name, (total, weight) in metrics.items():
+            pair = torch.stack([torch.as_tensor(total).detach().double(), torch.as_tensor(weight).detach().double()])
+            self._sums[name].append(pair.cpu())
+
+    def means(self) -> dict[str, float]:
+        """The mean of each metric over all ranks. A collective: every rank must have added the same names."""
+        if not self._sums:
+            return {}
+        names = sorted(self._sums)
+        table = torch.stack([torch.stack(self._sums[name]).sum(0) for name in names])
+        dist.all_reduce(table)
+        return {
+            name: total / weight if weight else 0.0 for name, (total, weight) in zip(names, table.tolist(), strict=True)
+        }

@@ -1,0 +1,71 @@
+"""The critic of PPO: the value of each response token, and its update."""
+
+import torch
+
+from ...protocol import DataProto
+from ...trainer import core_algos
+from ...trainer.config import PPOConfig
+from ..batching import MetricSums, micro_batches
+from ..forward import forward_responses
+from ..stepper import Stepper
+
+
+class DataParallelPPOCritic:
+    """Works on a sharded token-classification model with one output. Shapes: B samples of this rank, T tokens."""
+
+    def __init__(
+        self,
+        config: PPOConfig,
+        module: torch.nn.Module,
+        *,
+        device: torch.device,
+        max_tokens_for_experience: int | None,
+        stepper: Stepper,
+    ) -> None:
+        self.config, self.module, self.device, self.stepper = config, module, device, stepper
+        self.max_tokens_for_experience = max_tokens_for_experience
+
+    def _values(self, micro: DataProto) -> torch.Tensor:
+        outputs = forward_responses(self.module, micro.batch, padding_free=self.config.worker.critic.padding_free)
+        return outputs.scatter(outputs.logits_NV.squeeze(-1).float())
+
+    @torch.no_grad()
+    def compute_values(self, data: DataProto) -> torch.Tensor:
+        """(B, T) value before each response token, zeros in the padding."""
+        self.module.eval()
+        keys = ["input_ids", "attention_mask", "position_ids", "response_mask"]
+        data = data.select(batch_keys=keys, non_tensor_batch_keys=[]).to(self.device)
+        size = self.config.worker.critic.micro_batch_size_per_device_for_experience
+        values_BT = torch.zeros(data.batch["response_mask"].shape, device=self.device)
+        for micro, rows in zip(
+            *micro_batches(data, max_samples=size, max_tokens=self.max_tokens_for_experience), strict=True
+        ):
+            values_BT[rows] = self._values(micro)
+        return values_BT.cpu()
+
+    def update_critic(self, data: DataProto) -> dict[str, float]:
+        """Train on this rank's share: ``values`` and ``returns`` (B, T) beside the forward keys."""
+        self.module.train()
+        settings = self.config.worker.critic
+        data = data.to(self.device)
+        sums = MetricSums()
+        size = settings.global_batch_size * self.config.worker.rollout.n // torch.distributed.get_world_size()
+        for _ in range(settings.ppo_epochs):
+            for mini in data.split(size):
+                weight = core_algos.loss_weight(mini.batch["response_mask"], settings.loss_avg_mode)
+                self.stepper.step(mini, self._loss, weight, sums)
+        return self.stepper.report(sums)
+
+    def _loss(self, micro: DataProto) -> tuple[torch.Tensor, dict]:
+        settings, mask_bT = self.config.worker.critic, micro.batch["response_mask"]
+        loss, metrics = core_algos.value_loss(
+            self._values(micro),
+            micro.batch["returns"],
+            micro.batch["values"],
+            mask_bT,
+            settings.cliprange_value,
+            loss_avg_mode=settings.loss_avg_mode,
+            constant_length=self.config.data.max_response_length,
+        )
+        metrics["vf_loss"] = (loss, core_algos.loss_weight(mask_bT, settings.loss_avg_mode))
+        return loss, metrics

@@ -1,0 +1,302 @@
+"""The process of one rank: actor, reference, critic and rollout engine, sharing one device.
+
+The driver calls these methods on all ranks at once and hands each its share of the batch (``single_controller``). What
+an update computes is the actor's and the critic's; when things happen is the trainer's.
+"""
+
+import logging
+import os
+import resource
+import socket
+import warnings
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+
+from ..protocol import DataProto
+from ..trainer.config import PPOConfig
+from ..utils import vllm_env
+from ..utils.checkpoint import write_errors
+from ..utils.fsdp import build_mesh, move_module, move_optimizer
+from ..utils.tokenizer import get_tokenizer
+from .config import BatchConfig
+
+logger = logging.getLogger(__name__)
+
+
+def free_address() -> tuple[str, int]:
+    """This machine's address and a port nobody listens on, for the process group to meet at."""
+    import ray
+
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        return ray.util.get_node_ip_address(), probe.getsockname()[1]
+
+
+class FSDPWorker:
+    """One rank. Built in three calls: the constructor (nothing heavy), ``connect`` (process group), ``init_model``."""
+
+    def __init__(self, config: PPOConfig, rank: int, training_steps: int) -> None:
+        logging.basicConfig(level=logging.INFO, format=f"[rank {rank}] %(levelname)s %(name)s: %(message)s")
+        logging.getLogger("vllm").setLevel(logging.ERROR)  # on CPU it warns of every GPU feature it does without
+        warnings.filterwarnings("ignore", category=FutureWarning)
+        self.config, self.rank, self.training_steps = config, rank, training_steps
+
+    def address(self) -> tuple[str, int]:
+        return free_address()
+
+    def connect(self, master: tuple[str, int], threads: int) -> None:
+        """Join the process group of all ranks."""
+        os.environ.update(
+            RANK=str(self.rank),
+            WORLD_SIZE=str(self.config.trainer.world_size),
+            LOCAL_RANK="0",  # Ray shows each worker its own GPU only
+            MASTER_ADDR=master[0],
+            MASTER_PORT=str(master[1]),
+        )
+        vllm_env.prepare()
+        self.on_gpu = vllm_env.has_accelerator()
+        self.device = torch.device("cuda", 0) if self.on_gpu else torch.device("cpu")
+        if self.on_gpu:
+            torch.cuda.set_device(self.device)
+        else:
+            torch.set_num_threads(threads)
+        dist.init_process_group("cpu:gloo,cuda:nccl" if self.on_gpu else "gloo")
+        torch.manual_seed(self.config.data.seed)
+
+    def init_model(self) -> None:
+        """Build what the algorithm needs, shard it, load its weights, and start the engine."""
+        from transformers.utils.logging import disable_progress_bar
+
+        from ..utils.model import load_config
+
+        disable_progress_bar()
+        worker = self.config.worker
+        model = worker.actor.model
+        self.tokenizer = get_tokenizer(
+            model.tokenizer, self.config.data.override_chat_template, model.trust_remote_code
+        )
+        self.hf_config = load_config(model)
+        self.actor = self._build_policy(trained=True)
+        self.reference = self._build_policy(trained=False) if self.config.use_reference else None
+        self.critic = self._build_critic() if self.config.use_critic else None
+        self._build_rollout()
+
+    def _tokens(self, samples: int, dynamic: bool) -> int | None:
+        """Token budget of a micro-batch: that of ``samples`` full-length ones; None counts samples instead."""
+        data = self.config.data
+        return samples * (data.max_prompt_length + data.max_response_length) if dynamic else None
+
+    def _stepper(self, settings: BatchConfig, module: torch.nn.Module) -> Any:
+        from ..utils.optim import build_optimizer, build_scheduler
+        from .stepper import Stepper
+
+        updates = self.config.data.rollout_batch_size // settings.global_batch_size * settings.ppo_epochs
+        optimizer = build_optimizer(module, settings.optim)
+        scheduler = build_scheduler(optimizer, settings.optim, self.training_steps * updates)
+        budget = self._tokens(settings.micro_batch_size_per_device_for_update, settings.dynamic_batching)
+        return Stepper(settings, module, optimizer, scheduler, max_tokens=budget)
+
+    def _build_policy(self, *, trained: bool) -> Any:
+        from dataclasses import replace
+
+        from ..utils.model import build_model
+        from .actor.dp_actor import DataParallelPPOActor
+
+        settings, ref = self.config.worker.actor, self.config.worker.ref
+        fsdp = settings.fsdp if trained else ref.fsdp
+        model = settings.model
+        if not trained:
+            path = ref.model.model_path or model.model_path
+            model = replace(model, model_path=path, lora=replace(model.lora, rank=0))
+        bf16 = settings.optim.strategy == "adamw_bf16"
+        module = build_model(
+            model,
+            fsdp,
+            build_mesh(self.device.type, fsdp.fsdp_size),
+            trainable=trained,
+            padding_free=settings.padding_free,
+            keep_dtype=("bf16" if bf16 else "fp32") if trained else fsdp.mp_param_dtype,
+        )
+        actor = DataParallelPPOActor(
+            self.config,
+            module,
+            device=self.device,
+            max_tokens_for_experience=self._tokens(
+                settings.micro_batch_size_per_device_for_experience, settings.dynamic_batching
+            ),
+            stepper=self._stepper(settings, module) if trained else None,
+        )
+        self._offload(actor, settings.offload if trained else ref.offload)
+        return actor
+
+    def _build_critic(self) -> Any:
+        from dataclasses import replace
+
+        from ..utils.model import build_model
+        from .critic.dp_critic import DataParallelPPOCritic
+
+        settings = self.config.worker.critic
+        model = settings.model
+        if not model.model_path:
+            model = replace(model, model_path=self.config.worker.actor.model.model_path)
+        module = build_model(
+            model,
+            settings.fsdp,
+            build_mesh(self.device.type, settings.fsdp.fsdp_size),
+            trainable=True,
+            padding_free=settings.padding_free,
+            value_head=True,
+            keep_dtype="bf16" if settings.optim.strategy == "adamw_bf16" else "fp32",
+        )
+        critic = DataParallelPPOCritic(
+            self.config,
+            module,
+            device=self.device,
+            max_tokens_for_experience=self._tokens(
+                settings.micro_batch_size_per_device_for_experience, settings.dynamic_batching
+            ),
+            stepper=self._stepper(settings, module),
+        )
+        self._offload(critic, settings.offload)
+        return critic
+
+    def _build_rollout(self) -> None:
+        from ..utils.model import resolve_dtype
+        from .rollout.vllm_rollout import VLLMRollout
+        from .sharding_manager.fsdp_vllm import FSDPVLLMShardingManager
+
+        data, settings, model = self.config.data, self.config.worker.rollout, self.config.worker.actor.model
+        prompts = max(data.rollout_batch_size * settings.n, data.val_batch_size * self.config.val_rollout("n"))
+        rollout = VLLMRollout(
+            settings,
+            model_path=model.model_path,
+            tokenizer_path=model.tokenizer,
+            pad_token_id=self.tokenizer.pad_token_id,
+            eos_token_ids=eos_token_ids(model.model_path, self.tokenizer),
+            max_model_len=settings.max_model_len or data.max_prompt_length + data.max_response_length,
+            max_num_seqs=min(512, -(-prompts // self.config.rollout_replicas)),
+            trust_remote_code=model.trust_remote_code,
+            hf_overrides=model.override_config,
+        )
+        rollout.sleep()
+        dtypes = [resolve_dtype(settings.dtype), resolve_dtype(self.config.worker.actor.fsdp.mp_param_dtype)]
+        self.sharding_manager = FSDPVLLMShardingManager(
+            self.actor.module,
+            rollout,
+            score=self.actor.score_tokens,
+            dtype=min(dtypes, key=lambda dtype: torch.finfo(dtype).bits),
+            vocab_size=self.hf_config.get_text_config().vocab_size,
+        )
+
+    def _offload(self, role: Any, settings: Any) -> None:
+        """Move an idle role to CPU memory where the user wants that."""
+        if self.on_gpu and settings.offload_params:
+            move_module(role.module, "cpu")
+        if self.on_gpu and getattr(settings, "offload_optimizer", False) and role.stepper:
+            move_optimizer(role.stepper.optimizer, "cpu")
+
+    def _load(self, role: Any, settings: Any, *, optimizer: bool = False) -> None:
+        if self.on_gpu and settings.offload_params:
+            move_module(role.module, self.device)
+        if self.on_gpu and optimizer and settings.offload_optimizer:
+            move_optimizer(role.stepper.optimizer, self.device)
+
+    def generate_sequences(self, prompts: DataProto) -> DataProto:
+        """Sample responses with the actor's current weights; sampling settings come in ``meta_info``."""
+        settings = self.config.worker.actor.offload
+        self._load(self.actor, settings)
+        with self.sharding_manager.engine() as engine:
+            self._offload(self.actor, settings)
+            return engine.generate(prompts, response_length=self.config.data.max_response_length, **prompts.meta_info)
+
+    def compute_log_probs(self, data: DataProto) -> DataProto:
+        """``old_log_probs`` (B, T) of the current actor."""
+        return self._scored(self.actor, self.config.worker.actor.offload, data, "old_log_probs")
+
+    def compute_ref_log_probs(self, data: DataProto) -> DataProto:
+        """``ref_log_probs`` (B, T) of the reference."""
+        return self._scored(self.reference, self.config.worker.ref.offload, data, "ref_log_probs")
+
+    def _scored(self, role: Any, settings: Any, data: DataProto, key: str) -> DataProto:
+        self._load(role, settings)
+        log_probs_BT = role.compute_log_prob(data)
+        self._offload(role, settings)
+        return DataProto.from_dict({key: log_probs_BT})
+
+    def compute_values(self, data: DataProto) -> DataProto:
+        """``values`` (B, T) of the critic."""
+        settings = self.config.worker.critic.offload
+        self._load(self.critic, settings)
+        values_BT = self.critic.compute_values(data)
+        self._offload(self.critic, settings)
+        return DataProto.from_dict({"values": values_BT})
+
+    def update_actor(self, data: DataProto) -> DataProto:
+        """Train the actor. Returns ``log_probs`` (B, T) of the first pass; metrics in ``meta_info["metrics"]``."""
+        settings = self.config.worker.actor.offload
+        self._load(self.actor, settings, optimizer=True)
+        # Dropout, if the model has any, follows from step and rank, so a checkpoint needs no random state.
+        torch.manual_seed(self.config.data.seed * 1_000_003 + data.meta_info["step"] * 1_009 + self.rank)
+        metrics, log_probs_BT = self.actor.update_policy(data)
+        self._offload(self.actor, settings)
+        metrics = {f"actor/{name}": value for name, value in metrics.items()} | {
+            "perf/peak_memory_gib": _peak_memory_gib(self.on_gpu)
+        }
+        return DataProto.from_dict({"log_probs": log_probs_BT}, meta_info={"metrics": metrics})
+
+    def update_critic(self, data: DataProto) -> dict[str, float]:
+        """Train the critic; returns its metrics."""
+        settings = self.config.worker.critic.offload
+        self._load(self.critic, settings, optimizer=True)
+        metrics = self.critic.update_critic(data)
+        self._offload(self.critic, settings)
+        return {f"critic/{name}": value for name, value in metrics.items()}
+
+    def save_checkpoint(self, folder: str, model_only: bool) -> None:
+        """Write ``<folder>/actor`` (and ``critic``): the training state in shards, and a Hugging Face folder."""
+        from .checkpointing import save_role
+
+        with write_errors(folder):
+            for name, role in self._trained_roles().items():
+                settings = getattr(self.config.worker, name).offload
+                self._load(role, settings, optimizer=True)
+                save_role(role, Path(folder) / name, self.tokenizer, self._model_path(name), model_only=model_only)
+                self._offload(role, settings)
+
+    def load_checkpoint(self, folder: str) -> None:
+        """Take over the training state that ``save_checkpoint`` wrote, on any number of ranks."""
+        from .checkpointing import load_role
+
+        for name, role in self._trained_roles().items():
+            settings = getattr(self.config.worker, name).offload
+            self._load(role, settings, optimizer=True)
+            load_role(role, Path(folder) / name)
+            self._offload(role, settings)
+
+    def _trained_roles(self) -> dict[str, Any]:
+        return {"actor": self.actor} | ({"critic": self.critic} if self.critic else {})
+
+    def _model_path(self, name: str) -> str:
+        return getattr(self.config.worker, name).model.model_path or self.config.worker.actor.model.model_path
+
+
+def _peak_memory_gib(on_gpu: bool) -> float:
+    """Largest memory this rank has held: on the GPU, or of the process."""
+    if on_gpu:
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
+
+
+def eos_token_ids(model_path: str, tokenizer: Any) -> list[int]:
+    """Every token that ends a response: the tokenizer's, and those of the model's generation config."""
+    from transformers import GenerationConfig
+
+    try:
+        listed = GenerationConfig.from_pretrained(model_path).eos_token_id
+    except OSError:  # the folder has no generation config
+        listed = None
+    ids = {tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])}
+    return sorted(ids - {None})

@@ -1,0 +1,1 @@
+"""Scores responses with the user's reward function."""

@@ -1,0 +1,1 @@
+"""The rollout engine: vLLM inside the worker process."""

@@ -1,0 +1,192 @@
+"""Samples responses with vLLM, one engine per group of tensor-parallel ranks, inside the worker processes.
+
+Every sample has its own seed, made from the run's seed, the step, the prompt's uid and the sample's number, so what is
+drawn depends neither on batching nor on how many engines share the work. How weights get here is the sharding
+manager's business.
+"""
+
+import hashlib
+import os
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from ...protocol import DataProto
+from ...utils import vllm_env
+from ..config import RolloutConfig
+
+
+def sample_seed(run_seed: int, step: int, uid: str, number: int) -> int:
+    """The seed of one sample: 63 bits of a hash, the same on every machine."""
+    text = f"{run_seed}/{step}/{uid}/{number}"
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") >> 1
+
+
+class VLLMRollout:
+    """One vLLM engine.
+
+    Args:
+        model_path: Hugging Face folder; only its configuration and tokenizer are read, the weights come later.
+        max_model_len: tokens of the longest sequence.
+        max_num_seqs: sequences the engine works on at once.
+    """
+
+    def __init__(
+        self,
+        config: RolloutConfig,
+        *,
+        model_path: str,
+        tokenizer_path: str,
+        pad_token_id: int,
+        eos_token_ids: list[int],
+        max_model_len: int,
+        max_num_seqs: int,
+        trust_remote_code: bool,
+        hf_overrides: dict[str, Any],
+    ) -> None:
+        vllm_env.prepare()
+        from vllm import LLM
+
+        from ...utils.model import resolve_dtype
+
+        self.config = config
+        self.pad_token_id = pad_token_id
+        self.eos_token_ids = eos_token_ids
+        self.on_gpu = vllm_env.has_accelerator()
+        options: dict[str, Any] = {}
+        if self.on_gpu:
+            options["gpu_memory_utilization"] = config.gpu_memory_utilization
+        if config.enable_chunked_prefill is not None:
+            options["enable_chunked_prefill"] = config.enable_chunked_prefill
+        rank, size = int(os.environ.get("RANK", "0")), config.tensor_parallel_size
+        leads_cpu_group = not self.on_gpu and size > 1 and rank % size == 0
+        if leads_cpu_group:
+            vllm_env.drop_cpu_shared_memory(range(rank, rank + size), min_age_s=60)
+        self.llm = LLM(
+            model=model_path,
+            tokenizer=tokenizer_path,
+            load_format="dummy",
+            dtype=str(resolve_dtype(config.dtype)).removeprefix("torch."),
+            tensor_parallel_size=config.tensor_parallel_size,
+            distributed_executor_backend="external_launcher",
+            enforce_eager=config.enforce_eager or not self.on_gpu,
+            enable_sleep_mode=self.on_gpu,
+            max_model_len=max_model_len,
+            max_num_seqs=max_num_seqs,
+            max_num_batched_tokens=max(config.max_num_batched_tokens, max_model_len),
+            disable_log_stats=config.disable_log_stats,
+            logprobs_mode="processed_logprobs",
+            trust_remote_code=trust_remote_code,
+            hf_overrides=hf_overrides,
+            seed=config.seed,
+            **options,
+        )
+        if leads_cpu_group:
+            vllm_env.drop_cpu_shared_memory(range(rank, rank + size))
+
+    def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Replace the engine's weights, and forget what it cached under the old ones. Consumes the iterator whole."""
+        self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(named_tensors)})
+        self.llm.reset_prefix_cache()
+
+    def sleep(self) -> None:
+        """Give the engine's GPU memory back until ``wake_up``. On CPU there is nothing to give back."""
+        if self.on_gpu:
+            self.llm.sleep(level=2)
+
+    def wake_up(self, tag: str) -> None:
+        """Take GPU memory again for ``weights`` or for the ``kv_cache``."""
+        if self.on_gpu:
+            self.llm.wake_up(tags=[tag])
+
+    def teacher_forced_log_probs(self, token_ids: list[int]) -> torch.Tensor:
+        """(len(token_ids) - 1,) log-probability of each token after the first, as the engine sees it now."""
+        from vllm import SamplingParams
+
+        params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
+        [output] = self.llm.generate([{"prompt_token_ids": token_ids}], params, use_tqdm=False)
+        pairs = zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)
+        return torch.tensor([step[token].logprob for token, step in pairs])
+
+    def generate(
+        self,
+        prompts: DataProto,
+        *,
+        n: int,
+        temperature: float,
+        top_p: float,
+        top_k: int,
+        response_length: int,
+        step: int,
+    ) -> DataProto:
+        """Sample ``n`` responses to each of P prompts.
+
+        Args:
+            prompts: ``input_ids``, ``attention_mask``, ``position_ids`` (P, S), and ``raw_prompt_ids`` and ``uid``.
+            response_length: T, the width of the responses.
+
+        Returns:
+            B = P * n rows, the samples of a prompt side by side: ``prompts`` (B, S), ``responses``, ``response_mask``,
+            ``rollout_log_probs`` (B, T), ``input_ids``, ``attention_mask``, ``position_ids`` (B, S + T).
+        """
+        from vllm import SamplingParams
+
+        requests, params = [], []
+        for ids, uid in zip(prompts.non_tensor_batch["raw_prompt_ids"], prompts.non_tensor_batch["uid"], strict=True):
+            for number in range(n):
+                requests.append({"prompt_token_ids": ids})
+                params.append(
+                    SamplingParams(
+                        temperature=temperature,
+                        top_p=top_p,
+                        top_k=top_k,
+                        max_tokens=response_length,
+                        logprobs=0,
+                        seed=sample_seed(self.config.seed, step, uid, number),
+                        ignore_eos=self.config.ignore_eos,
+                        stop_token_ids=self.eos_token_ids,
+                        detokenize=False,
+                    )
+                )
+        show = not self.config.disable_tqdm and os.environ.get("RANK", "0") == "0" and len(requests) > 4096
+        completions = [out.outputs[0] for out in self.llm.generate(requests, params, use_tqdm=show)]
+        token_ids = [list(completion.token_ids) for completion in completions]
+        log_probs = [
+            [next(iter(place.values())).logprob for place in completion.logprobs] for completion in completions
+        ]
+        return assemble(prompts, token_ids, log_probs, n=n, width=response_length, pad_token_id=self.pad_token_id)
+
+
+def assemble(
+    prompts: DataProto,
+    token_ids: list[list[int]],
+    log_probs: list[list[float]],
+    *,
+    n: int,
+    width: int,
+    pad_token_id: int,
+) -> DataProto:
+    """Responses of different lengths as the batch that the trainer works on; shapes as in ``VLLMRollout.generate``."""
+    size = len(token_ids)
+    lengths = torch.tensor([len(ids) for ids in token_ids])
+    mask = torch.arange(width) < lengths[:, None]
+    responses = torch.full((size, width), pad_token_id, dtype=torch.int64)
+    responses[mask] = torch.tensor([token for ids in token_ids for token in ids], dtype=torch.int64)
+    rollout_log_probs = torch.zeros(size, width)
+    rollout_log_probs[mask] = torch.tensor([value for values in log_probs for value in values])
+    prompt_ids, prompt_mask, prompt_positions = (
+        prompts.batch[key].repeat_interleave(n, dim=0) for key in ("input_ids", "attention_mask", "position_ids")
+    )
+    next_positions = prompt_positions[:, -1:] + torch.arange(1, width + 1)
+    return DataProto.from_dict(
+        {
+            "prompts": prompt_ids,
+            "responses": responses,
+            "input_ids": torch.cat([prompt_ids, responses], dim=1),
+            "attention_mask": torch.cat([prompt_mask, mask.to(prompt_mask.dtype)], dim=1),
+            "position_ids": torch.cat([prompt_positions, next_positions], dim=1),
+            "response_mask": mask.to(torch.int64),
+            "rollout_log_probs": rollout_log_probs,
+        }
+    )

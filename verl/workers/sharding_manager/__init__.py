@@ -1,0 +1,1 @@
+"""Moves weights from the sharded actor into the rollout engine."""

@@ -1,0 +1,93 @@
+"""Puts the actor's current weights into vLLM before each rollout, and proves that they arrived.
+
+The proof is a fingerprint: both sides score the same fixed tokens, teacher-forced. If the engine were still on older
+weights, or had not taken a tensor, its log-probabilities would differ, and the run ends rather than train on samples of
+another policy.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+
+from ...utils.fsdp import full_tensors
+from ..rollout.vllm_rollout import VLLMRollout
+
+FINGERPRINT_TOKENS = 32
+TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
+"""largest mean |difference| of log-probabilities (nats) that arithmetic alone explains, by the coarser side's type"""
+
+
+class StaleWeightsError(RuntimeError):
+    """The engine's weights are not the actor's."""
+
+
+class FSDPVLLMShardingManager:
+    """Owns the hand-over between one actor module and one engine.
+
+    Args:
+        score: the actor's log-probabilities of a token sequence, (len - 1,); a collective over the actor's ranks.
+        dtype: the coarser of the actor's and the engine's arithmetic.
+        vocab_size: bounds the fingerprint's tokens.
+    """
+
+    def __init__(
+        self,
+        module: torch.nn.Module,
+        rollout: VLLMRollout,
+        *,
+        score: Callable[[list[int]], torch.Tensor],
+        dtype: torch.dtype,
+        vocab_size: int,
+    ) -> None:
+        self.module, self.rollout, self.score = module, rollout, score
+        self.tolerance = TOLERANCE[dtype]
+        generator = torch.Generator().manual_seed(0)
+        self.tokens = torch.randint(0, vocab_size, (FINGERPRINT_TOKENS,), generator=generator).tolist()
+
+    @contextmanager
+    def engine(self) -> Iterator[VLLMRollout]:
+        """The engine with the actor's weights in it; asleep again afterwards."""
+        expected = self.score(self.tokens)
+        self.rollout.wake_up("weights")
+        self.rollout.load_weights(exported_tensors(self.module))
+        self.rollout.wake_up("kv_cache")
+        self.verify(expected)
+        try:
+            yield self.rollout
+        finally:
+            self.rollout.sleep()
+
+    def verify(self, expected: torch.Tensor) -> None:
+        """Raise StaleWeightsError unless the engine scores the fingerprint as the actor did."""
+        difference = (self.rollout.teacher_forced_log_probs(self.tokens) - expected).abs().mean().item()
+        if not difference <= self.tolerance:
+            raise StaleWeightsError(
+                f"after the weight sync vLLM's log-probabilities of the fingerprint differ from the actor's by "
+                f"{difference:.3g} nats on average (allowed: {self.tolerance}); the engine does not hold the actor's "
+                "weights"
+            )
+
+
+@torch.no_grad()
+def exported_tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """(Hugging Face name, whole tensor) of every weight, LoRA adapters merged. A collective over the module's ranks."""
+    scales = {f"{name}.": part.scaling["default"] for name, part in module.named_modules() if hasattr(part, "lora_A")}
+    if not scales:
+        yield from full_tensors(module)
+        return
+    adapters: dict[str, torch.Tensor] = {}
+    for name, tensor in full_tensors(module):
+        owner = next((prefix for prefix in scales if name.startswith(prefix)), None)
+        plain = name.removeprefix("base_model.model.")
+        if owner is None:
+            yield plain, tensor
+        elif ".base_layer.weight" in name:
+            adapters["base"] = tensor
+        elif ".lora_A." in name:
+            adapters["A"] = tensor
+        elif ".lora_B." in name:
+            merged = adapters["base"] + scales[owner] * (tensor.float() @ adapters["A"].float()).to(tensor.dtype)
+            yield plain.split(".lora_B.")[0] + ".weight", merged
+        else:
+            yield plain.replace(".base_layer", ""), tensor

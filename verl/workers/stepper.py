@@ -1,0 +1,82 @@
+"""One optimiser step over a mini-batch, cut into micro-batches; shared by actor and critic.
+
+Losses come as sums and are divided by the mini-batch's weight over ALL ranks, so neither micro-batches nor ranks change
+the gradient. A step whose loss or gradient is not finite is skipped and counted.
+"""
+
+import logging
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.optim.lr_scheduler import LambdaLR
+
+from ..protocol import DataProto
+from ..utils.fsdp import clip_grad_norm
+from .batching import MetricSums, micro_batches
+from .config import BatchConfig
+
+logger = logging.getLogger(__name__)
+
+LossFunction = Callable[[DataProto], tuple[torch.Tensor, dict[str, Any]]]
+"""micro-batch to (sum of losses, {metric: (sum, weight)})"""
+
+
+class Stepper:
+    """Owns a trained module, its optimiser and its schedule.
+
+    Args:
+        max_tokens: real tokens of a micro-batch, or None to count samples instead.
+    """
+
+    def __init__(
+        self,
+        config: BatchConfig,
+        module: torch.nn.Module,
+        optimizer: torch.optim.Optimizer,
+        scheduler: LambdaLR,
+        *,
+        max_tokens: int | None,
+    ) -> None:
+        self.config, self.module, self.optimizer, self.scheduler = config, module, optimizer, scheduler
+        self.max_tokens = max_tokens
+        self.parameters = [param for param in module.parameters() if param.requires_grad]
+        self.skipped = 0
+
+    def step(self, mini_batch: DataProto, loss_function: LossFunction, weight: torch.Tensor, sums: MetricSums) -> None:
+        """Accumulate gradients over ``mini_batch`` (this rank's share) and update the weights.
+
+        Args:
+            weight: what the loss of this rank's share weighs; summed over ranks here.
+        """
+        dist.all_reduce(weight)
+        size = self.config.micro_batch_size_per_device_for_update
+        finite = True
+        for micro in micro_batches(mini_batch, max_samples=size, max_tokens=self.max_tokens)[0]:
+            loss_sum, metrics = loss_function(micro)
+            # FSDP averages gradients over ranks; the mean we want is over samples, so undo its division.
+            loss = loss_sum * dist.get_world_size() / weight
+            finite = finite and bool(torch.isfinite(loss))
+            loss.backward()
+            sums.add(metrics)
+        grad_norm = clip_grad_norm(self.parameters, self.config.max_grad_norm)
+        if self._agree(finite) and torch.isfinite(torch.tensor(grad_norm)):
+            self.optimizer.step()
+        else:
+            self.skipped += 1
+            logger.error("optimiser step skipped: loss or gradient norm (%s) is not finite", grad_norm)
+        self.scheduler.step()
+        self.optimizer.zero_grad()
+        sums.add({"grad_norm": (torch.tensor(grad_norm), torch.tensor(1.0))})
+
+    def _agree(self, finite: bool) -> bool:
+        """True if the loss was finite on every rank."""
+        flag = torch.tensor(float(finite))
+        dist.all_reduce(flag, dist.ReduceOp.MIN)
+        return bool(flag)
+
+    def report(self, sums: MetricSums) -> dict[str, float]:
+        """The metrics of an update, the same on every rank."""
+        metrics = sums.means()
+        return {**metrics, "lr": self.scheduler.get_last_lr()[0], "skipped_steps": float(self.skipped)}
