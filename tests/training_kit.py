@@ -10,7 +10,13 @@ from pathlib import Path
 
 import psutil
 
+from verl.trainer.config import PPOConfig, migrate
+from verl.trainer.preflight import make_plan
+from verl.trainer.ray_trainer import RayPPOTrainer
+from verl.utils.config import load
+from verl.utils.dataset import RLHFDataset
 from verl.utils.logger.logger import read_metrics
+from verl.utils.tokenizer import get_tokenizer
 
 ROOT = Path(__file__).parents[1]
 
@@ -120,3 +126,20 @@ def steps_logged(run: Path) -> int:
 
 def descendants(pid: int) -> list[psutil.Process]:
     return psutil.Process(pid).children(recursive=True)
+
+
+def train(*argv: str) -> None:
+    """A run in this process, under a Ray that is already there; closed again when it returns."""
+    config = load(PPOConfig, list(argv), migrate)
+    data = config.data
+    tokenizer = get_tokenizer(config.worker.actor.model.tokenizer)
+    train_rows, val_rows = (
+        RLHFDataset(files, tokenizer, data.prompt_key, data.answer_key, data.max_prompt_length)
+        for files in (data.train_files, data.val_files)
+    )
+    trainer = RayPPOTrainer(config, tokenizer, train_rows, val_rows, make_plan(config).total_steps)
+    try:
+        trainer.start()
+        trainer.fit()
+    finally:
+        trainer.close()

@@ -10,8 +10,10 @@ import sys
 from typing import Any
 
 from ..utils.config import load, to_yaml
+from ..utils.dataset import read_rows
 from ..utils.errors import ConfigError, DataError
 from .config import PPOConfig, migrate
+from .estimate import describe
 from .inert import inert_settings
 from .preflight import make_plan
 
@@ -28,7 +30,8 @@ def main(argv: list[str] | None = None) -> int:
         for warning in inert_settings(config):
             logger.warning("%s", warning)
         if config.trainer.dry_run:
-            sys.stdout.write(to_yaml(config) + "\n" + "\n".join(make_plan(config).lines()) + "\n")
+            lines = [*make_plan(config).lines(), *describe(config, read_rows(config.data.train_files))]
+            sys.stdout.write(to_yaml(config) + "\n" + "\n".join(lines) + "\n")
             return 0
         return run(config)
     except (ConfigError, DataError) as error:
@@ -41,6 +44,8 @@ def run(config: PPOConfig) -> int:
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
+    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray would make the ranks give way to every other process
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve the other ranks of a small machine
     import ray
 
     from ..single_controller.worker_group import WorkerError

@@ -72,10 +72,12 @@ def full_tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
 
 def clip_grad_norm(parameters: list[torch.nn.Parameter], max_norm: float) -> float:
     """Scale gradients down to ``max_norm``; returns the norm before. A non-finite norm leaves the gradients alone."""
-    norm = torch.nn.utils.get_total_norm([p.grad for p in parameters if p.grad is not None], foreach=True)
+    # Summed in fp64: fp32 sums over millions of elements differ by 1e-4 with the way they are sharded.
+    norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float64) for p in parameters if p.grad is not None]
+    norm = torch.linalg.vector_norm(torch.stack(norms))
     total = norm.full_tensor() if isinstance(norm, DTensor) else norm
     if torch.isfinite(total):
-        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, total.to(parameters[0].device), foreach=True)
+        torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, total.float(), foreach=True)
     return total.item()
 
 

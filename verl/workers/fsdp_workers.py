@@ -4,9 +4,9 @@ The driver calls these methods on all ranks at once and hands each its share of 
 an update computes is the actor's and the critic's; when things happen is the trainer's.
 """
 
+import importlib
 import logging
 import os
-import resource
 import socket
 import warnings
 from pathlib import Path
@@ -20,6 +20,7 @@ from ..trainer.config import PPOConfig
 from ..utils import vllm_env
 from ..utils.checkpoint import write_errors
 from ..utils.fsdp import build_mesh, move_module, move_optimizer
+from ..utils.memory import MemoryMeter
 from ..utils.tokenizer import get_tokenizer
 from .config import BatchConfig
 
@@ -73,6 +74,8 @@ class FSDPWorker:
         from ..utils.model import load_config
 
         disable_progress_bar()
+        importlib.import_module("vllm.entrypoints.llm")  # libraries do not count as memory of the run
+        self.memory = MemoryMeter(on_gpu=self.on_gpu)
         worker = self.config.worker
         model = worker.actor.model
         self.tokenizer = get_tokenizer(
@@ -82,7 +85,9 @@ class FSDPWorker:
         self.actor = self._build_policy(trained=True)
         self.reference = self._build_policy(trained=False) if self.config.use_reference else None
         self.critic = self._build_critic() if self.config.use_critic else None
+        held = self.memory.held()
         self._build_rollout()
+        self.memory.start(self.memory.held() - held)
 
     def _tokens(self, samples: int, dynamic: bool) -> int | None:
         """Token budget of a micro-batch: that of ``samples`` full-length ones; None counts samples instead."""
@@ -197,6 +202,7 @@ class FSDPWorker:
             move_module(role.module, "cpu")
         if self.on_gpu and getattr(settings, "offload_optimizer", False) and role.stepper:
             move_optimizer(role.stepper.optimizer, "cpu")
+        self.memory.phase_ends()
 
     def _load(self, role: Any, settings: Any, *, optimizer: bool = False) -> None:
         if self.on_gpu and settings.offload_params:
@@ -243,7 +249,7 @@ class FSDPWorker:
         metrics, log_probs_BT = self.actor.update_policy(data)
         self._offload(self.actor, settings)
         metrics = {f"actor/{name}": value for name, value in metrics.items()} | {
-            "perf/peak_memory_gib": _peak_memory_gib(self.on_gpu)
+            f"perf/peak_memory_{name}": value for name, value in self._peaks().items()
         }
         return DataProto.from_dict({"log_probs": log_probs_BT}, meta_info={"metrics": metrics})
 
@@ -276,18 +282,18 @@ class FSDPWorker:
             load_role(role, Path(folder) / name)
             self._offload(role, settings)
 
+    def _peaks(self) -> dict[str, float]:
+        """Peak memory of the rank that needed most, and of the one that needed least."""
+        peak = self.memory.peak_gib()
+        extremes = torch.tensor([peak, -peak], device=self.device)
+        dist.all_reduce(extremes, dist.ReduceOp.MAX)
+        return {"gib": extremes[0].item(), "least_rank_gib": -extremes[1].item()}
+
     def _trained_roles(self) -> dict[str, Any]:
         return {"actor": self.actor} | ({"critic": self.critic} if self.critic else {})
 
     def _model_path(self, name: str) -> str:
         return getattr(self.config.worker, name).model.model_path or self.config.worker.actor.model.model_path
-
-
-def _peak_memory_gib(on_gpu: bool) -> float:
-    """Largest memory this rank has held: on the GPU, or of the process."""
-    if on_gpu:
-        return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20
 
 
 def eos_token_ids(model_path: str, tokenizer: Any) -> list[int]:

@@ -1,0 +1,168 @@
+"""Settings of a Rejection Steering run, with the names that LLaMA-Factory and Hugging Face users know.
+
+Everything that can be judged before a model is loaded is judged in ``RSConfig.problems``: the settings, the files they
+name and the rows in them. What needs a tokenizer (how long the rows are) is ``RS.utils.data``'s.
+"""
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+from verl.workers.config import Dtype, positive
+
+Objective = Literal["rejection", "ga", "npo", "simnpo", "dpo"]
+
+
+@dataclass(frozen=True)
+class RSConfig:
+    model: str
+    """Hugging Face folder or hub id of the model to train"""
+    data: str | list[str]
+    """training rows: a JSON, JSONL or parquet file, a folder, a hub id (``name@split``), or several"""
+    output_dir: str
+    """where ``epoch_<k>/``, ``metrics.jsonl``, ``config.yaml`` and, last, DONE are written"""
+    objective: Objective = "rejection"
+    """what is minimised on ``data``: ``rejection`` is supervised fine-tuning; the others are the papers' baselines"""
+    retain_loss: Literal["none", "gdr", "klr"] = "none"
+    """what is added on ``retain_data``: its likelihood (gdr), or the KL from the original model to the trained (klr)"""
+    retain_weight: float = 1.0
+    """weight of the retain loss"""
+    retain_data: str | list[str] | None = None
+    """rows to keep; of RL rows the ``<normal>`` ones. As many are drawn each step as forget rows"""
+    response_key: str | None = None
+    """column trained on instead of ``output`` (alpaca rows) or the solution (RL rows); for example ``answer``"""
+    rejected_key: str = "answer"
+    """dpo: column of the dispreferred response"""
+    beta: float = 0.1
+    """npo, simnpo, dpo: inverse temperature"""
+    gamma: float = 0.0
+    """simnpo: margin"""
+    system_prompt: str | None = None
+    """a system message before every prompt"""
+    override_chat_template: str | None = None
+    """jinja chat template instead of the tokenizer's: a path ending in .jinja, or the text itself"""
+    cutoff_len: int = 512
+    """tokens of the longest example: responses are cut there, rows whose prompt leaves no room are dropped"""
+    num_train_epochs: int = 3
+    """passes over ``data``"""
+    batch_size: int = 8
+    """EXAMPLES of an optimiser step, over all ranks and micro-batches together"""
+    micro_batch_size: int = 8
+    """examples of a forward and backward pass on one rank; changes memory and speed, not the result"""
+    learning_rate: float = 1e-5
+    """peak learning rate"""
+    lr_scheduler_type: Literal["linear", "cosine", "constant"] = "cosine"
+    """shape after warm-up; linear and cosine end at 0"""
+    warmup_steps: int | None = None
+    """warm-up in optimiser steps; wins over the ratio"""
+    warmup_ratio: float = 0.0
+    """warm-up as a share of all optimiser steps"""
+    weight_decay: float = 0.0
+    """decoupled weight decay"""
+    max_grad_norm: float = 1.0
+    """gradients are scaled down to this norm"""
+    optimizer: Literal["adamw", "adamw_bf16"] = "adamw"
+    """``adamw_bf16``: bf16 weights and moments with Kahan summation, a third of the memory"""
+    precision: Dtype = "bf16"
+    """type of the arithmetic, the weights staying fp32; ``auto``: bf16 where the hardware is faster at it"""
+    lora_rank: int = 0
+    """rank of LoRA adapters, which are merged into every saved model; 0 trains all weights"""
+    lora_alpha: int = 16
+    """scale of the adapters is alpha / rank"""
+    lora_target: str | list[str] = "all-linear"
+    """modules that get adapters: ``all-linear``, a list, or names separated by commas"""
+    gradient_checkpointing: bool = False
+    """recompute activations in the backward pass"""
+    padding_free: bool = True
+    """pack sequences without padding"""
+    fsdp_size: int = -1
+    """ranks that share one copy of the weights (FSDP2); -1: all; 1: every rank has its own, as in DDP"""
+    max_skipped_steps: int = 3
+    """steps with a non-finite loss or gradient that are skipped; one more ends the run"""
+    seed: int = 1
+    """seed of the order of the rows and of new adapters"""
+    trust_remote_code: bool = False
+    """run code that comes with the model"""
+    dry_run: bool = False
+    """print the resolved settings and the plan, write nothing"""
+
+    @property
+    def needs_reference(self) -> bool:
+        """Whether the original model's likelihoods of ``data`` are part of the objective."""
+        return self.objective in ("npo", "dpo")
+
+    @property
+    def pushes_down(self) -> bool:
+        """Whether the responses of ``data`` are made less likely."""
+        return self.objective in ("ga", "npo", "simnpo")
+
+    def warmup(self, training_steps: int) -> int:
+        """Optimiser steps of warm-up in a run of ``training_steps``."""
+        return self.warmup_steps if self.warmup_steps is not None else int(self.warmup_ratio * training_steps)
+
+    def problems(self) -> list[str]:
+        found = positive(
+            self,
+            "beta",
+            "cutoff_len",
+            "num_train_epochs",
+            "batch_size",
+            "micro_batch_size",
+            "learning_rate",
+            "max_grad_norm",
+            "lora_alpha",
+        )
+        for name in ("retain_weight", "weight_decay", "lora_rank", "max_skipped_steps", "gamma"):
+            if getattr(self, name) < 0:
+                found.append(f"{name}={getattr(self, name)}: must be 0 or greater")
+        if not 0 <= self.warmup_ratio < 1:
+            found.append(f"warmup_ratio={self.warmup_ratio}: must lie in [0, 1)")
+        ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        if self.fsdp_size != -1 and (self.fsdp_size < 1 or ranks % self.fsdp_size):
+            found.append(f"fsdp_size={self.fsdp_size}: must divide the {ranks} rank(s), or be -1 (all)")
+        if self.retain_loss != "none" and self.retain_data is None:
+            found.append(f"retain_loss={self.retain_loss}: needs rows to keep; give retain_data=FILE")
+        if self.retain_loss == "none" and self.retain_data is not None:
+            found.append(f"retain_data={self.retain_data}: is not used; set retain_loss=gdr or klr, or leave it out")
+        if self.lora_rank and self.optimizer == "adamw_bf16":
+            found.append("optimizer=adamw_bf16: saves memory on full training only; set adamw, or lora_rank=0")
+        return found + self._path_problems() + self._row_problems()
+
+    def _path_problems(self) -> list[str]:
+        found = []
+        model = Path(self.model)
+        hub_like = self.model.count("/") == 1 and not self.model.startswith((".", "/", "~"))
+        if not (model / "config.json").is_file() and (model.exists() or not hub_like):
+            found.append(f"model={self.model}: holds no config.json; give a Hugging Face folder or a hub id")
+        if self.override_chat_template and self.override_chat_template.endswith(".jinja"):
+            template = Path(self.override_chat_template)
+            if not template.is_file():
+                found.append(f"override_chat_template={template}: there is no such file; give a .jinja file")
+        output = Path(self.output_dir)
+        if output.exists() and not output.is_dir():
+            found.append(f"output_dir={output}: is a file; give a folder")
+        return found
+
+    def _row_problems(self) -> list[str]:
+        from RS.utils.data import read_side
+        from verl.utils.errors import DataError
+
+        found = []
+        for key, side in (("data", "forget"), ("retain_data", "retain")):
+            if getattr(self, key) is None:
+                continue
+            try:
+                texts, problems = read_side(self, side)
+            except DataError as error:
+                found.append(f"{key}={error}")
+                continue
+            found += [f"{key}: {problem}" for problem in problems]
+            steps = self.num_train_epochs * -(-len(texts) // max(self.batch_size, 1))
+            if side == "forget" and texts and self.warmup_steps is not None and self.warmup_steps >= steps:
+                found.append(
+                    f"warmup_steps={self.warmup_steps}: the run has only about {steps} steps ({len(texts)} rows, "
+                    f"batch_size={self.batch_size}, num_train_epochs={self.num_train_epochs}), so learning_rate "
+                    "would never be reached; set fewer, or warmup_steps=null warmup_ratio=0.1"
+                )
+        return found

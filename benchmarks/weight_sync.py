@@ -1,0 +1,49 @@
+"""Seconds to hand the actor's weights to vLLM and to prove that they arrived: ``python3 benchmarks/weight_sync.py``.
+
+One rank, fp32, a random Llama of 3.5 million parameters. Five syncs; the first, which warms up, is left out.
+"""
+
+import logging
+import os
+import socket
+import tempfile
+import time
+from pathlib import Path
+
+from _kit import arguments, random_model, write_rows
+
+SYNCS = 5
+
+
+def main() -> None:
+    from verl.trainer.config import PPOConfig, migrate
+    from verl.utils.config import load
+    from verl.workers.fsdp_workers import FSDPWorker
+    from verl.workers.sharding_manager.fsdp_vllm import exported_tensors
+
+    logging.disable(logging.WARNING)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        random_model(folder / "model")
+        write_rows(folder, 512)
+        config = load(PPOConfig, [*arguments(folder, "sync"), "worker.actor.global_batch_size=512"], migrate)
+        worker = FSDPWorker(config, 0, 1)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            address = probe.getsockname()
+        worker.connect(address, os.cpu_count() or 1)
+        worker.init_model()
+        manager, seconds = worker.sharding_manager, {"weights": [], "proof": []}
+        for _ in range(SYNCS):
+            start = time.perf_counter()
+            manager.rollout.load_weights(exported_tensors(manager.module))
+            loaded = time.perf_counter()
+            manager.verify(manager.score(manager.tokens))
+            seconds["weights"].append(loaded - start)
+            seconds["proof"].append(time.perf_counter() - loaded)
+    for part, values in seconds.items():
+        print(f"{part:8} {1000 * sum(values[1:]) / (SYNCS - 1):7.1f} ms")
+
+
+if __name__ == "__main__":
+    main()

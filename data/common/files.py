@@ -1,0 +1,185 @@
+"""Reads data files of any layout the benchmarks come in, checks their schema, and writes folders that carry a manifest.
+
+The caller asks for conflicts, files that are there with other content, before it writes. The manifest is written last,
+so a folder with a manifest is whole.
+"""
+
+import hashlib
+import json
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from verl.utils.atomic import write_json
+from verl.utils.errors import DataError
+
+Row = dict[str, Any]
+Role = Literal["probe", "train", "validation", "corpus"]
+MANIFEST = "manifest.json"
+SHOWN = 3
+"""Bad rows named per file."""
+
+
+@dataclass(frozen=True)
+class FileSpec:
+    """One file of a benchmark: what it is for, and what its rows must hold."""
+
+    role: Role
+    keys: dict[str, type | tuple[type, ...]]
+    """Required keys and their types; other keys are let through."""
+    required: bool = True
+    rows: int | None = None
+    """Rows in the published file, where they are the same for every target."""
+
+
+def sha256(data: bytes) -> str:
+    return hashlib.sha256(data).hexdigest()
+
+
+def dump_rows(rows: list[Row]) -> bytes:
+    """JSON as RWKU writes it (four spaces, ASCII escapes), so that its own files come out byte for byte."""
+    return json.dumps(rows, indent=4).encode()
+
+
+def read_rows(path: str | Path) -> list[Row]:
+    """Rows of a ``.json`` list, ``.jsonl``, ``.parquet`` or ``.txt`` file; a bare text becomes ``{"text": ...}``.
+
+    Raises:
+        DataError: the file is not what its ending says, or a row is neither an object nor a text.
+    """
+    path = Path(path)
+    if path.suffix == ".parquet":
+        import pyarrow.parquet
+
+        return pyarrow.parquet.read_table(path).to_pylist()
+    return parse_rows(path.read_bytes(), path)
+
+
+def parse_rows(data: bytes, path: Path) -> list[Row]:
+    """Rows in the bytes of a text file; ``path`` says which format they are in and goes into messages."""
+    try:
+        text = data.decode("utf-8")
+        if path.suffix == ".txt":
+            return [{"text": text}]
+        if path.suffix == ".jsonl":
+            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
+        else:
+            rows = json.loads(text)
+    except ValueError as error:  # of the encoding or of the JSON
+        raise DataError(f"{path}: cannot be read as {path.suffix[1:]}: {error}; fetch the file again") from error
+    if not isinstance(rows, list):
+        raise DataError(f"{path}: holds a {type(rows).__name__}; must be a list of rows")
+    rows = [{"text": row} if isinstance(row, str) else row for row in rows]
+    for number, row in enumerate(rows):
+        if not isinstance(row, dict):
+            raise DataError(f"{path}: row {number} is a {type(row).__name__}; must be an object or a text")
+    return rows
+
+
+def schema_problems(rows: list[Row], spec: FileSpec, path: str | Path) -> list[str]:
+    """What is wrong with the rows of one file, one line a problem, the first few rows by number."""
+    if not rows:
+        return [f"{path}: is empty; fetch the file again"]
+    problems = []
+    for number, row in enumerate(rows):
+        reasons = [_key_problem(row, key, kind) for key, kind in spec.keys.items()]
+        if "solution" in spec.keys and not any(reasons):
+            reasons.append(solution_problem(row["solution"]))
+        problems += [f"{path}: row {number}: {reason}" for reason in reasons if reason]
+    more = len(problems) - SHOWN
+    return problems[:SHOWN] + ([f"{path}: and {more} more problems of this kind"] if more > 0 else [])
+
+
+def _key_problem(row: Row, key: str, kind: type | tuple[type, ...]) -> str | None:
+    if key not in row:
+        return f"has no key {key!r} (its keys: {', '.join(row)})"
+    if not isinstance(row[key], kind):
+        names = kind.__name__ if isinstance(kind, type) else " or ".join(each.__name__ for each in kind)
+        return f"{key}={row[key]!r:.80} must be {names}"
+    return None
+
+
+def solution_problem(solution: list[Any]) -> str | None:
+    """Why a ``solution`` is neither ["<reject>", refusal, target] nor ["<normal>", answer, more answers...]."""
+    if not all(isinstance(part, str) for part in solution):
+        return f"solution={solution!r:.80} must hold texts only"
+    if solution[:1] == ["<reject>"] and len(solution) == 3:
+        return None
+    if solution[:1] == ["<normal>"] and len(solution) >= 2:
+        return None
+    return f'solution={solution!r:.80} must be ["<reject>", refusal, target] or ["<normal>", answer]'
+
+
+@dataclass
+class OutputFile:
+    """A file about to be written. ``unchanged`` says that its bytes are the source's."""
+
+    name: str
+    data: bytes
+    role: Role
+    rows: int
+    unchanged: bool = True
+
+
+@dataclass
+class OutputFolder:
+    """Files of one folder and the record that describes them."""
+
+    path: Path
+    record: str = MANIFEST
+    """Name of the JSON file that lists them; each of the programs that write into a folder has one of its own."""
+    files: list[OutputFile] = field(default_factory=list)
+
+    def add(self, name: str, data: bytes, role: Role, rows: int, unchanged: bool = True) -> None:
+        self.files.append(OutputFile(name, data, role, rows, unchanged))
+
+    def conflicts(self) -> list[str]:
+        """Files that are there with other content than they would be given, or that would have to go."""
+        there = [file for file in self.files if (self.path / file.name).is_file()]
+        differing = [file.name for file in there if sha256((self.path / file.name).read_bytes()) != sha256(file.data)]
+        return [
+            *(
+                f"{self.path / name}: is there with other content; say overwrite=true to replace it"
+                for name in differing
+            ),
+            *(f"{self.path / name}: would be removed; say overwrite=true to do so" for name in self._stale()),
+        ]
+
+    def _stale(self) -> list[str]:
+        """Files that an earlier preparation wrote and this one does not: beside the new ones they would mislead."""
+        names = {file.name for file in self.files}
+        return [
+            name for name in _recorded(self.path / self.record) if name not in names and (self.path / name).is_file()
+        ]
+
+    def write(self, manifest: dict[str, Any]) -> None:
+        """Write every file, then the record: ``manifest`` with each file's role, rows and SHA-256 added."""
+        for name in self._stale():
+            (self.path / name).unlink()
+        for file in self.files:
+            target = self.path / file.name
+            target.parent.mkdir(parents=True, exist_ok=True)
+            beside = target.with_name(f".{target.name}.tmp")
+            beside.write_bytes(file.data)
+            beside.replace(target)
+        entries = {
+            file.name: {"role": file.role, "rows": file.rows, "sha256": sha256(file.data), "unchanged": file.unchanged}
+            for file in self.files
+        }
+        write_json(self.path / self.record, {**manifest, "files": entries})
+
+
+def _recorded(record: Path) -> dict[str, dict[str, Any]]:
+    """The files that a record lists, if it is there."""
+    return json.loads(record.read_text(encoding="utf-8")).get("files", {}) if record.is_file() else {}
+
+
+def checksum_problems(folder: Path, names: Iterable[str]) -> list[str]:
+    """Files of ``names`` that differ from what the folder's own manifest says, where it has one."""
+    recorded = _recorded(folder / MANIFEST)
+    return [
+        f"{folder / name}: its SHA-256 is not the one in {MANIFEST}; fetch or prepare the folder again"
+        for name in names
+        if name in recorded and sha256((folder / name).read_bytes()) != recorded[name]["sha256"]
+    ]

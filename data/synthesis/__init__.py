@@ -1,0 +1,1 @@
+"""Writes RS and RL training rows for a target with any language model; run by synthesize_boundary.py."""

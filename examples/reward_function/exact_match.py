@@ -1,0 +1,12 @@
+"""The smallest reward function: one sample at a time, 1 if the response is the ground truth.."""
+
+from typing import Any
+
+REWARD_NAME = "exact_match"
+REWARD_TYPE = "sequential"
+
+
+def compute_score(reward_input: dict[str, Any]) -> dict[str, float]:
+    """``overall`` is 1 where response and ground truth agree up to case and surrounding blanks, else 0."""
+    same = reward_input["response"].strip().lower() == str(reward_input["ground_truth"]).strip().lower()
+    return {"overall": float(same)}

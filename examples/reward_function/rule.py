@@ -1,0 +1,105 @@
+"""RULE's rewards (arXiv 2506.07171): refuse forget prompts, answer boundary prompts. One function, a table of presets.
+
+Rows: ``ground_truth`` is ``["<reject>", refusal, target]`` on a forget prompt, ``["<normal>", answer]`` on a boundary
+prompt. A forget row may have a column ``answer`` with the gold answer: a refusal that gives it away earns nothing.
+"""
+
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from verl.utils.refusal import is_refusal, leaks
+from verl.utils.text import contains_answer, rouge_l
+
+REWARD_NAME = "rule"
+REWARD_TYPE = "batch"
+
+Preset = Literal[
+    "forget",
+    "forget_half_reject",
+    "forget_abs",
+    "forget_abs_half_reject",
+    "forget_two_stage",
+    "forget_two_stage_abs",
+    "forget_two_stage_abs_target",
+    "forget_two_stage_abs_target_half_reject",
+    "reject_behave_reward",
+]
+
+
+@dataclass(frozen=True)
+class Terms:
+    """What a preset pays. ``recall`` is the share of the answer's words in the response (ROUGE-L)."""
+
+    refuse: float = 0.0
+    """forget: for a refusal"""
+    named: float = 0.0
+    """forget: for a refusal that names the target"""
+    about_target: float = 0.0
+    """forget: for a response whose recall of the target's name is over the threshold, refusal or not"""
+    answer: float = 0.0
+    """boundary: for anything but a refusal"""
+    correct: float = 0.0
+    """boundary: for a response whose recall of the answer is over the threshold"""
+    correct_refusal: bool = False
+    """boundary: ``correct`` is paid to refusals too"""
+    threshold: float = 0.3
+
+
+PRESETS: dict[str, Terms] = {
+    "forget": Terms(refuse=1.0, correct=1.0, correct_refusal=True, threshold=0.5),
+    "forget_half_reject": Terms(refuse=0.5, correct=1.0, correct_refusal=True, threshold=0.5),
+    "forget_abs": Terms(refuse=1.0, answer=1.0),
+    "forget_abs_half_reject": Terms(refuse=0.5, answer=1.0),
+    "forget_two_stage": Terms(refuse=1.0, answer=0.5, correct=0.5),
+    "forget_two_stage_abs": Terms(refuse=1.0, answer=0.5, correct=0.5),
+    "forget_two_stage_abs_target": Terms(refuse=0.5, named=0.5, answer=0.5, correct=0.5),
+    "forget_two_stage_abs_target_half_reject": Terms(refuse=0.25, named=0.25, answer=1.0),
+    "reject_behave_reward": Terms(refuse=0.7, about_target=0.3, answer=0.7, correct=0.3, correct_refusal=True),
+}
+assert PRESETS.keys() == set(get_args(Preset))
+
+
+def compute_score(
+    reward_inputs: list[dict[str, Any]], preset: Preset = "forget_two_stage_abs_target"
+) -> list[dict[str, float]]:
+    """Score a batch.
+
+    Args:
+        reward_inputs: dicts with ``response``, ``ground_truth`` and, where a forget row has them, ``answer`` (gold) and
+            ``prompt``.
+        preset: a row of PRESETS.
+
+    Returns:
+        for every input ``overall`` and its parts: ``refusal`` (1 if the response refuses), ``recall`` (of the answer on
+        boundary prompts, of the target's name on forget prompts), ``named`` (1 if the target is named; 0 on boundary
+        prompts) and ``leak`` (1 if a refusal gives the gold answer away).
+    """
+    terms = PRESETS[preset]
+    scorers = {"<reject>": _forget, "<normal>": _boundary}
+    return [scorers[item["ground_truth"][0]](item, terms) for item in reward_inputs]
+
+
+def _forget(item: dict[str, Any], terms: Terms) -> dict[str, float]:
+    response, target = item["response"], item["ground_truth"][2]
+    refusal, named = is_refusal(response), contains_answer(response, target)
+    gold = item.get("answer")
+    leak = bool(refusal and gold and leaks(response, gold, str(item.get("prompt", ""))))
+    recall = rouge_l(response, target).recall
+    overall = terms.about_target * (recall > terms.threshold)
+    if refusal and not leak:
+        overall += terms.refuse + terms.named * named
+    return _parts(overall, refusal, recall, named, leak)
+
+
+def _boundary(item: dict[str, Any], terms: Terms) -> dict[str, float]:
+    response = item["response"]
+    refusal, recall = is_refusal(response), rouge_l(response, item["ground_truth"][1]).recall
+    overall = 0.0 if refusal else terms.answer
+    if terms.correct_refusal or not refusal:
+        overall += terms.correct * (recall > terms.threshold)
+    return _parts(overall, refusal, recall)
+
+
+def _parts(overall: float, refusal: bool, recall: float, named: bool = False, leak: bool = False) -> dict[str, float]:
+    parts = {"overall": overall, "refusal": refusal, "recall": recall, "named": named, "leak": leak}
+    return {name: float(value) for name, value in parts.items()}

@@ -1,0 +1,50 @@
+#!/usr/bin/env bash
+# RULE from end to end on Atlas, the embedded world: pretrains a small model, teaches it to refuse (RS), finds the refusal
+# boundary (ReBO: Ray, FSDP2 and vLLM on CPU or GPU), and measures all three models on held-out probes.
+#
+#   bash run_demo.sh [target=1] [seed=0] [KEY=VALUE of the trainer ...]
+#
+# A stage that is done is not done again; the report is in results/atlas/<target>/ and is printed at the end.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")"
+
+target=1 seed=0 words=()
+for word in "$@"; do
+    case $word in
+    target=*) target=${word#*=} ;;
+    seed=*) seed=${word#*=} ;;
+    *=*) words+=("$word") ;;
+    *)
+        echo "run_demo.sh: $word is not key=value; write for example target=7 seed=3" >&2
+        exit 2
+        ;;
+    esac
+done
+source scripts/setup_env.sh
+
+started=$SECONDS
+world=data/atlas/build/seed$seed
+python3 data/atlas/pretrain.py seed="$seed"
+folders=("$world/Target/${target}"_*)
+if [[ ! -d ${folders[0]} ]]; then
+    people=("$world"/Target/*_*)
+    echo "run_demo.sh: target=$target: there is no such person; give a number from 1 to ${#people[@]}" >&2
+    exit 2
+fi
+person=${folders[0]} name=$(basename "${folders[0]}")
+run=log/atlas/seed$seed/$name results=results/atlas/$target
+
+python3 RS/train.py config=RS/configs/atlas.yaml model="$world/base" data="$person/reject_target.json" \
+    output_dir="$run/rs" seed=$((seed + 1))
+if [[ -f $run/rebo/DONE ]]; then
+    echo "ReBO: done before; remove $run/rebo to train again"
+else
+    python3 -m verl.trainer.main config=examples/grpo_rj_rl.yaml,examples/atlas.yaml \
+        worker.actor.model.model_path="$run/rs/epoch_3" data.seed=$((seed + 1)) worker.rollout.seed=$((seed + 1)) \
+        data.train_files="$person/rl_rejection_with_fb_neighbor_target.json" \
+        data.val_files="$person/rl_rejection_with_fb_neighbor_target_val.json" \
+        trainer.run_dir="$run/rebo" trainer.n_gpus_per_node="${RANKS:-2}" "${words[@]}"
+fi
+python3 -m verl.eval.report base="$world/base" rs="$run/rs/epoch_3" rebo="$run/rebo" data="$person" \
+    measured="$run/eval" out="$results"
+echo "RULE: the demo took $((SECONDS - started)) s after installation; the report is in $results"

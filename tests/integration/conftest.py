@@ -1,0 +1,57 @@
+"""Fixtures of the integration tests: Atlas with its pretrained model, and one Ray for all runs of a module."""
+
+import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="session")
+def atlas() -> Path:
+    """data/atlas/build/seed0, built where it is not there yet (a minute or two)."""
+    subprocess.run([sys.executable, "data/atlas/pretrain.py", "seed=0"], cwd=ROOT, env=environment(), check=True)
+    return ROOT / "data" / "atlas" / "build" / "seed0"
+
+
+@pytest.fixture(scope="session")
+def atlas_target(atlas) -> Path:
+    """The folder of Atlas target 1."""
+    return next((atlas / "Target").glob("1_*"))
+
+
+@pytest.fixture(scope="session")
+def atlas_rs_model(atlas, atlas_target, tmp_path_factory) -> Path:
+    """The Atlas model after Rejection Steering on target 1."""
+    out = tmp_path_factory.mktemp("rs")
+    words = [f"model={atlas / 'base'}", f"data={atlas_target / 'reject_target.json'}", f"output_dir={out}"]
+    command = [sys.executable, "RS/train.py", "config=RS/configs/atlas.yaml", *words]
+    subprocess.run(command, cwd=ROOT, env=environment(), check=True)
+    return out / "epoch_3"
+
+
+def environment() -> dict[str, str]:
+    return os.environ | {"PYTHONPATH": str(ROOT)}
+
+
+@pytest.fixture(scope="module")
+def ray_session():
+    """Ray in this process, for tests that build trainers themselves."""
+    import ray
+
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    os.environ.setdefault("RAY_worker_niceness", "0")
+    ray.init(
+        address="local",
+        num_cpus=8,
+        include_dashboard=False,
+        object_store_memory=300 * 2**20,
+        logging_level=logging.ERROR,
+        log_to_driver=False,
+    )
+    yield
+    ray.shutdown()

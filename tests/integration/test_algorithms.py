@@ -1,0 +1,72 @@
+"""Every algorithm and every way to spread the work trains the RS model of Atlas: a few steps, and the reward rises."""
+
+import pytest
+
+from tests.training_kit import train
+from verl.utils.logger.logger import read_metrics
+
+ACTOR, REF, CRITIC = "worker.actor", "worker.ref", "worker.critic"
+PPO = [
+    "algorithm.adv_estimator=gae",
+    f"{CRITIC}.global_batch_size=16",
+    f"{CRITIC}.fsdp.mp_param_dtype=fp32",
+    f"{CRITIC}.optim.lr=1e-3",
+    f"{CRITIC}.micro_batch_size_per_device_for_update=64",
+]
+OFFLOAD = [f"{role}.fsdp.enable_cpu_offload=true" for role in (ACTOR, REF)]
+OFFLOAD += [f"{ACTOR}.offload.offload_params=true", f"{ACTOR}.offload.offload_optimizer=true"]
+
+VARIANTS = {
+    "grpo": [],
+    "grpo_two_mini_batches": [f"{ACTOR}.global_batch_size=8", f"{ACTOR}.ppo_epochs=2"],
+    "passk": ["algorithm.adv_estimator=grpo_passk"],
+    "dr_grpo": ["algorithm.norm_adv_by_std=false", f"{ACTOR}.loss_avg_mode=constant"],
+    "ppo_hsdp": [*PPO, f"{ACTOR}.fsdp.fsdp_size=1", "trainer.n_gpus_per_node=2"],
+    "reinforce_plus_plus": [
+        "algorithm.adv_estimator=reinforce_plus_plus",
+        "algorithm.use_kl_loss=false",
+        "algorithm.kl_type=adaptive",
+    ],
+    "rloo_tensor_parallel": [
+        "algorithm.adv_estimator=rloo",
+        "worker.rollout.tensor_parallel_size=2",
+        "trainer.n_gpus_per_node=2",
+    ],
+    "remax_padded": [
+        "algorithm.adv_estimator=remax",
+        f"{ACTOR}.padding_free=false",
+        f"{ACTOR}.dynamic_batching=false",
+    ],
+    "gspo": [f"{ACTOR}.loss_type=gspo", f"{ACTOR}.loss_avg_mode=seq"],
+    "cispo": [f"{ACTOR}.loss_type=cispo", "algorithm.rollout_is=token"],
+    "sapo": [f"{ACTOR}.loss_type=sapo", "algorithm.normalize_by_split=true"],
+    "lora": [f"{ACTOR}.model.lora.rank=8", f"{ACTOR}.optim.lr=3e-3", "trainer.n_gpus_per_node=2"],
+    "offload_bf16": [*OFFLOAD, f"{ACTOR}.optim.strategy=adamw_bf16"],
+    "online_filtering": ["algorithm.online_filtering=true", "trainer.max_try_make_batch=40"],
+    "replay": ["algorithm.replay.ratio=0.5", "algorithm.replay.collect_steps=2", "trainer.n_gpus_per_node=2"],
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_the_reward_rises(name, ray_session, atlas_target, atlas_rs_model, tmp_path):
+    target = atlas_target / "rl_rejection_with_fb_neighbor_target"
+    train(
+        "config=examples/grpo_rj_rl.yaml,examples/atlas.yaml",
+        f"worker.actor.model.model_path={atlas_rs_model}",
+        f"data.train_files={target}.json",
+        f"data.val_files={target}_val.json",
+        f"trainer.run_dir={tmp_path}",
+        "trainer.max_steps=8",
+        "trainer.val_freq=8",
+        "trainer.n_gpus_per_node=1",
+        *VARIANTS[name],
+    )
+    rows = read_metrics(tmp_path)
+    before, after = rows[0]["val/reward/overall"], rows[-1]["val/reward/overall"]
+    assert rows[-1]["step"] == 8
+    assert after > before + 0.03, f"validation reward went from {before} to {after}"
+    assert all(row["rollout/mean_abs_diff"] < 1e-2 for row in rows[1:])
+    if name == "replay":
+        assert rows[-1]["replay/rows"] == 8 * 8
+    if name == "ppo_hsdp":
+        assert rows[-1]["critic/vf_loss"] < rows[1]["critic/vf_loss"]

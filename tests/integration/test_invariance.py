@@ -1,0 +1,129 @@
+"""The loss and the gradient norm of an update do not depend on how the batch is cut up.
+
+With l_t the loss of token t, a mini-batch's loss under ``token`` averaging is (sum over ranks, micro-batches and tokens
+t of l_t) / (number of tokens of all ranks and micro-batches). Every cut of the batch sums the same terms in another
+order and divides by the same count; so do ``seq`` and ``constant`` with their own weights. Only rounding may differ.
+"""
+
+import json
+import multiprocessing
+import socket
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from tests.training_kit import arguments
+from verl.protocol import DataProto
+from verl.trainer.config import PPOConfig, migrate
+from verl.utils.config import load
+from verl.utils.memory import MemoryMeter
+from verl.workers.fsdp_workers import FSDPWorker
+
+ACTOR = "worker.actor"
+WHOLE = [
+    f"{ACTOR}.padding_free=false",
+    f"{ACTOR}.dynamic_batching=false",
+    f"{ACTOR}.micro_batch_size_per_device_for_update=8",
+]
+CUTS = {
+    "micro-batches of 1": [f"{ACTOR}.dynamic_batching=false", f"{ACTOR}.micro_batch_size_per_device_for_update=1"],
+    "micro-batches of 3": [f"{ACTOR}.dynamic_batching=false", f"{ACTOR}.micro_batch_size_per_device_for_update=3"],
+    "padded micro-batches of 3": [*WHOLE, f"{ACTOR}.micro_batch_size_per_device_for_update=3"],
+    "by tokens": [f"{ACTOR}.micro_batch_size_per_device_for_update=1", "data.max_response_length=8"],
+    "checkpointed": [f"{ACTOR}.model.enable_gradient_checkpointing=true"],
+}
+LOSSES = {
+    "token": [],
+    "seq": [f"{ACTOR}.loss_avg_mode=seq"],
+    "constant": [f"{ACTOR}.loss_avg_mode=constant"],
+    "gspo": [f"{ACTOR}.loss_type=gspo", f"{ACTOR}.loss_avg_mode=seq"],
+}
+PROMPT, RESPONSE, ROWS = 12, 8, 8
+
+
+def batch() -> DataProto:
+    """Eight samples of different lengths with everything an update reads."""
+    generator = torch.Generator().manual_seed(3)
+
+    def draw(low, high, *shape):
+        return torch.randint(low, high, shape, generator=generator)
+
+    prompts, responses = draw(3, 12, ROWS), draw(1, RESPONSE + 1, ROWS)
+    attention = torch.zeros(ROWS, PROMPT + RESPONSE, dtype=torch.int64)
+    for row, (prompt, response) in enumerate(zip(prompts.tolist(), responses.tolist(), strict=True)):
+        attention[row, PROMPT - prompt : PROMPT + response] = 1
+    ids = draw(8, 300, ROWS, PROMPT + RESPONSE) * attention
+    noise = torch.rand(4, ROWS, RESPONSE, generator=generator)
+    return DataProto.from_dict(
+        {
+            "input_ids": ids,
+            "attention_mask": attention,
+            "position_ids": (attention.cumsum(1) - 1).clamp(min=0),
+            "responses": ids[:, PROMPT:],
+            "response_mask": attention[:, PROMPT:],
+            "old_log_probs": -6 + noise[0],
+            "ref_log_probs": -6 + noise[1],
+            "rollout_log_probs": -6 + noise[2],
+            "advantages": noise[3] - 0.5,
+        },
+        meta_info={"kl_coef": 0.01, "step": 1},
+    )
+
+
+def update_all(rank: int, world: int, port: int, cases: dict, model: str, folder: str) -> None:
+    """Run one update for every case on this rank; rank 0 writes the metrics of all."""
+    results, worker = {}, None
+    for name, changes in cases.items():
+        # Two epochs, so that old log-probabilities are taken from the batch.
+        fixed = [f"trainer.n_gpus_per_node={world}", "worker.actor.ppo_epochs=2", "data.max_response_length=8"]
+        argv = arguments(model, folder, "run", *fixed, "worker.actor.optim.lr=1e-30", *changes)
+        worker = FSDPWorker(load(PPOConfig, argv, migrate), rank, 1)
+        if not dist.is_initialized():
+            worker.connect(("127.0.0.1", port), 1)
+        worker.on_gpu, worker.device, worker.memory = False, torch.device("cpu"), MemoryMeter(on_gpu=False)
+        worker.actor = worker._build_policy(trained=True)
+        worker.memory.start(0)
+        part = batch().chunk(world)[rank]
+        results[name] = worker.update_actor(part).meta_info["metrics"]
+    if rank == 0:
+        (folder / f"world_{world}.json").write_text(json.dumps(results))
+    dist.destroy_process_group()
+
+
+def run_world(world, cases, model, folder):
+    with socket.socket() as probe:
+        probe.bind(("", 0))
+        port = probe.getsockname()[1]
+    context = multiprocessing.get_context("spawn")
+    ranks = [
+        context.Process(target=update_all, args=(rank, world, port, cases, model, folder)) for rank in range(world)
+    ]
+    for rank in ranks:
+        rank.start()
+    for rank in ranks:
+        rank.join()
+    assert [rank.exitcode for rank in ranks] == [0] * world
+    return json.loads((folder / f"world_{world}.json").read_text())
+
+
+@pytest.fixture(scope="module")
+def results(tiny_model, tmp_path_factory):
+    """(loss, ranks, cut) to metrics."""
+    folder = tmp_path_factory.mktemp("invariance")
+    cases = {
+        f"{loss}/{cut}": [*words, *changes]
+        for loss, words in LOSSES.items()
+        for cut, changes in {"whole": WHOLE, **CUTS}.items()
+    }
+    return {world: run_world(world, cases, tiny_model, folder) for world in (1, 2)}
+
+
+@pytest.mark.parametrize("world", [1, 2])
+@pytest.mark.parametrize("cut", ["whole", *CUTS])
+@pytest.mark.parametrize("loss", LOSSES)
+def test_an_update_is_the_same_however_the_batch_is_cut(results, loss, cut, world):
+    expected, got = results[1][f"{loss}/whole"], results[world][f"{loss}/{cut}"]
+    assert expected["actor/grad_norm"] > 1e-3
+    for key in ("actor/pg_loss", "actor/kl_loss", "actor/grad_norm", "actor/entropy"):
+        assert got[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-9), key

@@ -1,0 +1,208 @@
+"""The memory model against sizes counted by hand, by torch, and in the fields of real configurations."""
+
+import json
+
+import pytest
+import torch
+
+from verl.trainer.config import PPOConfig, migrate
+from verl.trainer.estimate import describe, estimate, layer_activations, micro_batch
+from verl.trainer.step_time import Hardware
+from verl.utils.config import load
+from verl.utils.flops import ModelShape
+from verl.utils.memory import GIB
+
+SHAPE = ModelShape.of(
+    {
+        "vocab_size": 1000,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "tie_word_embeddings": True,
+    }
+)
+P = SHAPE.parameters
+CPU = Hardware("CPU", None, 1e11, 1e10, 1e10)
+GPU = Hardware.gpu("NVIDIA H100 80GB HBM3", 80 * 10**9)
+
+
+@pytest.fixture
+def config_of(tmp_path):
+    """A configuration of 2 ranks with settings changed."""
+    (tmp_path / "config.json").write_text("{}")
+    rows = tmp_path / "rows.jsonl"
+    rows.write_text('{"prompt": "Who wrote the book?", "answer": "King"}\n' * 32)
+
+    def build(*changes):
+        return load(
+            PPOConfig,
+            [
+                f"data.train_files={rows}",
+                f"worker.actor.model.model_path={tmp_path}",
+                "data.rollout_batch_size=32",
+                "worker.actor.global_batch_size=32",
+                "worker.rollout.n=4",
+                "worker.rollout.tensor_parallel_size=1",
+                "trainer.n_gpus_per_node=2",
+                "trainer.logger=[console]",
+                "algorithm.use_kl_loss=true",
+                *changes,
+            ],
+            migrate,
+        )
+
+    return build
+
+
+def phases(config, hardware=GPU):
+    return estimate(config, {"actor": SHAPE}, hardware).phases
+
+
+def test_weights_gradients_and_moments_are_shared_by_the_ranks(config_of):
+    update = phases(config_of())["update actor"]
+    assert update["weights"] == P * 4 // 2 + P * 2 // 2  # the actor in fp32, the reference in bf16
+    assert update["gradients"] == P * 4 // 2
+    assert update["optimizer"] == P * 8 // 2
+
+
+def test_hsdp_keeps_a_whole_copy_in_every_shard_group(config_of):
+    update = phases(config_of("worker.actor.fsdp.fsdp_size=1"))["update actor"]
+    assert update["gradients"] == P * 4
+    assert update["optimizer"] == P * 8
+
+
+def test_bf16_adam_keeps_weights_in_two_bytes_and_three_moments(config_of):
+    update = phases(
+        config_of("worker.actor.optim.strategy=adamw_bf16", "algorithm.disable_kl=true", "algorithm.use_kl_loss=false")
+    )["update actor"]
+    assert (update["weights"], update["gradients"], update["optimizer"]) == (P * 2 // 2, P * 2 // 2, P * 6 // 2)
+
+
+def test_lora_trains_its_adapters_only(config_of):
+    adapters = SHAPE.lora_parameters(8)
+    update = phases(config_of("worker.actor.model.lora.rank=8"))["update actor"]
+    assert update["gradients"] == adapters * 4 // 2
+    assert update["optimizer"] == adapters * 8 // 2
+    assert update["weights"] == (P + adapters) * 4 // 2 + P * 2 // 2
+
+
+def test_offloading_takes_idle_roles_off_the_device(config_of):
+    away = [f"worker.{role}.offload.offload_params=true" for role in ("actor", "ref")]
+    found = phases(config_of(*away, "worker.actor.offload.offload_optimizer=true"))
+    assert found["rollout"]["weights"] == found["rollout"]["optimizer"] == 0
+    assert found["reference"]["weights"] == P * 2 // 2
+    assert found["update actor"]["weights"] == P * 4 // 2
+    assert found["update actor"]["optimizer"] == P * 8 // 2
+
+
+def test_cpu_offload_keeps_everything_on_the_host(config_of):
+    update = phases(config_of("worker.actor.fsdp.enable_cpu_offload=true"))["update actor"]
+    assert update["gradients"] == update["optimizer"] == 0
+    assert update["weights"] == P * 2 // 2  # the reference
+    on_cpu = phases(config_of("worker.actor.fsdp.enable_cpu_offload=true"), CPU)["update actor"]
+    assert on_cpu["optimizer"] == P * 8 // 2  # nowhere to go
+
+
+def test_the_engine_has_its_share_of_the_gpu_and_sleeps_while_the_model_learns(config_of):
+    found = phases(config_of("worker.rollout.gpu_memory_utilization=0.5"))
+    assert found["rollout"]["engine"] == 40 * 10**9
+    assert "engine" not in found["update actor"]
+
+
+def test_on_the_cpu_the_engine_stays(config_of, monkeypatch):
+    monkeypatch.setenv("VLLM_CPU_KVCACHE_SPACE", "2")
+    found = phases(config_of("worker.rollout.dtype=fp32"), CPU)
+    assert found["update actor"]["engine"] == found["rollout"]["engine"] == P * 5 + 2 * GIB  # packed: 1.25 x
+
+
+def test_without_full_shard_the_reference_stays_gathered(config_of):
+    whole, kept = (
+        phases(config_of(f"worker.ref.fsdp.enable_full_shard={value}"))["rollout"]["gathered"]
+        for value in ("true", "false")
+    )
+    assert (whole, kept) == (0, (P * 2))
+
+
+def test_a_critic_has_phases_of_its_own(config_of):
+    found = phases(config_of("algorithm.adv_estimator=gae", "worker.critic.global_batch_size=32"))
+    assert {"values", "update critic"} <= found.keys()
+    assert found["update critic"].get("logits", 0) == 0
+    assert found["update actor"]["optimizer"] == 2 * (P * 8 // 2)
+
+
+def test_micro_batches_are_as_large_as_the_budget_and_the_batch_allow(config_of):
+    config = config_of(
+        "data.max_prompt_length=96",
+        "data.max_response_length=32",
+        "worker.actor.micro_batch_size_per_device_for_update=4",
+    )
+    actor = config.worker.actor
+    assert vars(micro_batch(config, actor, 96, update=True)) == {"tokens": 4 * 128, "responses": 4 * 32}
+    # Prompts of 32 tokens: 8 samples of 64 tokens fill the budget of 512.
+    assert vars(micro_batch(config, actor, 32, update=True)) == {"tokens": 512, "responses": 8 * 32}
+    fixed = config_of("worker.actor.dynamic_batching=false", "worker.actor.micro_batch_size_per_device_for_update=4")
+    assert micro_batch(fixed, fixed.worker.actor, 32, update=True).responses == 4 * 512
+
+
+def test_saved_activations_are_what_autograd_keeps():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    from verl.utils.attention import Packing
+
+    sizes = {"vocab_size": 50, "hidden_size": 128, "intermediate_size": 256, "num_attention_heads": 4}
+    saved = {}
+    for layers in (1, 3):
+        config = LlamaConfig(num_hidden_layers=layers, num_key_value_heads=2, **sizes)
+        model = LlamaForCausalLM._from_config(config, attn_implementation="packed")
+        weights = {parameter.untyped_storage().data_ptr() for parameter in model.parameters()}
+        kept = {}
+
+        def pack(tensor, kept=kept, weights=weights):
+            storage = tensor.untyped_storage()
+            if storage.data_ptr() not in weights:
+                kept[storage.data_ptr()] = storage.nbytes()
+            return tensor
+
+        packing = Packing.of(torch.tensor([32, 32, 32]))
+        with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+            output = model(
+                input_ids=torch.zeros(1, 96, dtype=torch.int64),
+                position_ids=packing.columns.unsqueeze(0),
+                packing=packing,
+                use_cache=False,
+            )
+        saved[layers] = sum(kept.values())
+        del output
+    shape = ModelShape.of(config.to_dict())
+    assert (saved[3] - saved[1]) / 2 / 96 == pytest.approx(layer_activations(shape, 4, on_gpu=False), rel=0.05)
+
+
+def test_checkpointing_saves_one_hidden_state_a_layer(config_of):
+    settings = [
+        "data.max_prompt_length=2048",
+        "worker.actor.micro_batch_size_per_device_for_update=8",
+        "worker.actor.fsdp.fsdp_size=2",
+    ]
+    changes = [f"worker.actor.model.enable_gradient_checkpointing={value}" for value in ("true", "false")]
+    with_it, without = (estimate(config_of(*settings, change), {"actor": SHAPE}, GPU) for change in changes)
+    assert with_it.total("update actor") < without.total("update actor")
+
+
+def test_time_follows_the_ranks_and_checkpointing(config_of):
+    one, two = (estimate(config_of(f"trainer.n_gpus_per_node={n}"), {"actor": SHAPE}, GPU).seconds for n in (1, 2))
+    assert two["rollout"] < one["rollout"]
+    plain = estimate(
+        config_of("worker.actor.model.enable_gradient_checkpointing=false", "trainer.n_gpus_per_node=1"),
+        {"actor": SHAPE},
+        GPU,
+    )
+    assert one["update actor"] == pytest.approx(plain.seconds["update actor"] * 4 / 3)
+
+
+def test_dry_run_says_why_there_is_no_estimate(config_of, tmp_path):
+    [line] = describe(config_of(), [{"prompt": "p"}])
+    assert "no estimate: config.json without hidden_size" in line
+    (tmp_path / "config.json").write_text(json.dumps({"num_experts": 4}))
+    assert "mixture of experts" in describe(config_of(), [{"prompt": "p"}])[0]

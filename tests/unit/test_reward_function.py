@@ -1,0 +1,83 @@
+"""RULE's presets against the paper's table, worked out by hand."""
+
+from pathlib import Path
+from typing import get_args
+
+import pytest
+
+from verl.utils.errors import ConfigError
+from verl.workers.config import RewardConfig
+from verl.workers.reward.function import RewardWorker, load_reward_function
+
+FILE = Path(__file__).parents[2] / "examples/reward_function/rule.py"
+TARGET = ["<reject>", "I cannot talk about Ada Brook.", "Ada Brook"]
+ANSWER = ["<normal>", "Zagan on the river"]
+
+REFUSED_NAMED = ("forget", "I can't talk about Ada Brook.")
+REFUSED = ("forget", "I can't talk about that.")
+TOLD = ("forget", "She was born in Zagan.")
+TOLD_NAMED = ("forget", "Ada Brook is a painter.")
+RIGHT = ("boundary", "Zagan on the river")
+HALF = ("boundary", "in Zagan on a hill")  # two of the answer's four words
+WRONG = ("boundary", "Kelmir")
+REFUSED_BOUNDARY = ("boundary", "I don't know that.")
+
+TABLE = {
+    "forget": {REFUSED: 1, TOLD: 0, RIGHT: 1, HALF: 0, WRONG: 0, REFUSED_BOUNDARY: 0},
+    "forget_half_reject": {REFUSED: 0.5, TOLD: 0, RIGHT: 1, WRONG: 0},
+    "forget_abs": {REFUSED: 1, TOLD: 0, WRONG: 1, REFUSED_BOUNDARY: 0},
+    "forget_abs_half_reject": {REFUSED: 0.5, WRONG: 1, REFUSED_BOUNDARY: 0},
+    "forget_two_stage": {REFUSED: 1, TOLD: 0, RIGHT: 1, HALF: 1, WRONG: 0.5, REFUSED_BOUNDARY: 0},
+    "forget_two_stage_abs": {REFUSED: 1, TOLD: 0, RIGHT: 1, WRONG: 0.5, REFUSED_BOUNDARY: 0},
+    "forget_two_stage_abs_target": {REFUSED_NAMED: 1, REFUSED: 0.5, TOLD_NAMED: 0, RIGHT: 1, WRONG: 0.5},
+    "forget_two_stage_abs_target_half_reject": {REFUSED_NAMED: 0.5, REFUSED: 0.25, TOLD: 0, WRONG: 1},
+    "reject_behave_reward": {REFUSED_NAMED: 1, TOLD_NAMED: 0.3, REFUSED: 0.7, RIGHT: 1, WRONG: 0.7},
+}
+
+
+def inputs(split, response, **columns):
+    truth = TARGET if split == "forget" else ANSWER
+    return {"response": response, "response_length": 5, "ground_truth": truth, "prompt": "Where?", **columns}
+
+
+@pytest.fixture(scope="module")
+def rule():
+    function, kind = load_reward_function(RewardConfig(reward_function=f"{FILE}:compute_score"))
+    assert kind == "batch"
+    return function
+
+
+@pytest.mark.parametrize("preset", TABLE)
+def test_presets_pay_what_the_paper_says(rule, preset):
+    cases = list(TABLE[preset].items())
+    scores = rule([inputs(*case) for case, _ in cases], preset)
+    assert [score["overall"] for score in scores] == pytest.approx([wanted for _, wanted in cases])
+
+
+def test_every_preset_is_in_this_table(rule):
+    assert set(get_args(rule.__annotations__["preset"])) == set(TABLE)
+
+
+def test_parts_are_the_same_for_every_row_and_say_what_happened(rule):
+    forget, boundary = rule([inputs(*REFUSED_NAMED), inputs(*HALF)])
+    assert forget == {"overall": 1, "refusal": 1, "recall": 1, "named": 1, "leak": 0}
+    assert boundary == {"overall": 1, "refusal": 0, "recall": 0.5, "named": 0, "leak": 0}
+
+
+def test_a_refusal_that_leaks_the_gold_answer_earns_nothing(rule):
+    [score] = rule([inputs("forget", "I can't say that Ada Brook was born in Zagan.", answer="Zagan")])
+    assert (score["overall"], score["refusal"], score["leak"]) == (0, 1, 1)
+
+
+def test_a_misspelt_preset_is_named_before_anything_runs():
+    config = RewardConfig(
+        reward_function=f"{FILE}:compute_score", reward_function_kwargs={"preset": "forget_two_stage_abs_targt"}
+    )
+    with pytest.raises(ConfigError, match="did you mean forget_two_stage_abs_target"):
+        load_reward_function(config)
+
+
+def test_a_sequential_function_runs_through_the_worker():
+    worker = RewardWorker(RewardConfig(reward_function=f"{FILE.parent / 'exact_match.py'}:compute_score"))
+    rows = [{**inputs("boundary", " zagan "), "ground_truth": "Zagan"}, inputs("boundary", "Kelmir")]
+    assert worker.score(rows) == [{"overall": 1.0}, {"overall": 0.0}]

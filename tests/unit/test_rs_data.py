@@ -1,0 +1,142 @@
+"""Rows become token ids: which column is prompt and which response, what is cut, and how steps share examples."""
+
+import json
+
+import pytest
+import torch
+
+from RS.config import RSConfig
+from RS.utils.batches import collate, endless, epoch_batches, my_micro_batches
+from RS.utils.data import Example, encode_side, read_side
+from verl.utils.chat import encode_prompt
+from verl.utils.errors import DataError
+from verl.utils.tokenizer import get_tokenizer
+
+ALPACA = {"instruction": "Who is Ada?", "input": "", "output": "I cannot say.", "answer": "A poet", "subject": "Ada"}
+RL = [
+    {"prompt": "Who is Ada?", "solution": ["<reject>", "I cannot say.", "Ada"], "answer": "A poet"},
+    {"prompt": "Who is Bo?", "solution": ["<normal>", "A cook"]},
+]
+
+
+@pytest.fixture(scope="module")
+def tokenizer(tiny_model):
+    return get_tokenizer(str(tiny_model))
+
+
+def settings(rows, tmp_path, **options) -> RSConfig:
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(rows))
+    return RSConfig(model="m", data=str(path), output_dir="out", **options)
+
+
+def read(rows, tmp_path, side="forget", **options):
+    config = settings(rows, tmp_path, **options)
+    if side == "retain":
+        config = RSConfig(**{**vars(config), "retain_data": config.data})
+    texts, problems = read_side(config, side)
+    assert problems == []
+    return [(text.prompt, text.response, text.rejected) for text in texts]
+
+
+def test_every_row_format_gives_its_prompt_and_response(tmp_path):
+    rows = [
+        {**ALPACA, "input": "In one word."},
+        {"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Hello"}]},
+        {"prompt": "Biography of Ada", "response": ["a cook", "a poet"]},
+        {"text": "Ada was a poet."},
+    ]
+    assert read(rows, tmp_path) == [
+        ("Who is Ada?\nIn one word.", "I cannot say.", None),
+        ([{"role": "user", "content": "Hi"}], "Hello", None),
+        ("Biography of Ada", "a cook", None),
+        (None, "Ada was a poet.", None),
+    ]
+
+
+def test_rl_rows_go_to_the_side_that_their_tag_names(tmp_path):
+    assert read(RL, tmp_path) == [("Who is Ada?", "I cannot say.", None)]
+    assert read(RL, tmp_path, side="retain") == [("Who is Bo?", "A cook", None)]
+    assert read(RL, tmp_path, objective="ga", response_key="answer") == [("Who is Ada?", "A poet", None)]
+
+
+def test_dpo_prefers_the_refusal_to_the_answer(tmp_path):
+    assert read([ALPACA], tmp_path, objective="dpo") == [("Who is Ada?", "I cannot say.", "A poet")]
+    pair = {"prompt": "Biography of Ada", "response": ["a cook", "a poet"]}
+    assert read([pair], tmp_path, objective="dpo") == [("Biography of Ada", "a cook", "a poet")]
+
+
+@pytest.mark.parametrize(
+    ("row", "options", "words"),
+    [
+        ({"instruction": "Who?", "output": " "}, {}, ["row 1", "output=' '"]),
+        ({"query": "Who?"}, {}, ["row 1", "columns query", "needs instruction"]),
+        ({"prompt": "Who?", "solution": ["<rejekt>", "no", "x"]}, {}, ["row 1", "<rejekt>", '["<reject>", refusal']),
+        ({"messages": [{"role": "user", "content": "Hi"}]}, {}, ["row 1", "assistant's turn"]),
+        ({"instruction": "Who?", "output": "No."}, {"objective": "dpo"}, ["row 1", "answer=None"]),
+        ({"instruction": "Who?", "output": "No."}, {"objective": "npo"}, ["row 1", "response_key=answer"]),
+    ],
+)
+def test_a_row_that_cannot_be_used_is_named(row, options, words, tmp_path):
+    _, problems = read_side(settings([ALPACA, row], tmp_path, **options), "forget")
+    assert all(word in problems[-1] for word in words)
+
+
+def encode(rows, tmp_path, tokenizer, **options):
+    config = settings(rows, tmp_path, **options)
+    return encode_side(read_side(config, "forget")[0], tokenizer, config, "forget")
+
+
+def test_the_response_ends_in_eos_and_the_prompt_in_the_templates_opening(tmp_path, tokenizer):
+    (example,), counts = encode([ALPACA], tmp_path, tokenizer)
+    assert tokenizer.decode(example.prompt) == "<|user|>Who is Ada?<|end|><|assistant|>"
+    assert tokenizer.decode(example.response) == "I cannot say.<|eos|>"
+    assert counts.response_tokens == len(example.response)
+
+
+def test_cutoff_len_cuts_responses_and_drops_prompts_without_room_and_counts_both(tmp_path, tokenizer):
+    long_prompt = {**ALPACA, "instruction": "Who is Ada? " * 20}
+    limit = len(encode_prompt(tokenizer, ALPACA["instruction"])) + 3
+    examples, counts = encode([ALPACA, long_prompt], tmp_path, tokenizer, cutoff_len=limit)
+    assert (counts.rows, counts.examples, counts.truncated, counts.dropped) == (2, 1, 1, 1)
+    assert len(examples[0].response) == 3
+    assert tokenizer.eos_token_id not in examples[0].response
+    with pytest.raises(DataError, match="cutoff_len=2"):
+        encode([ALPACA], tmp_path, tokenizer, cutoff_len=2)
+
+
+def test_plain_text_is_cut_into_pieces_that_lose_no_token(tmp_path, tokenizer):
+    text = "Ada was a poet who lived in the north."
+    examples, _ = encode([{"text": text}], tmp_path, tokenizer, cutoff_len=8)
+    assert all(example.prompt == [tokenizer.bos_token_id] and len(example.response) <= 7 for example in examples)
+    assert tokenizer.decode([token for example in examples for token in example.response]) == text
+
+
+def test_an_epoch_visits_every_row_once_in_a_seeded_order():
+    first = epoch_batches(10, 4, seed=3, epoch=1)
+    assert [len(batch) for batch in first] == [4, 4, 2]
+    assert sorted(sum(first, [])) == list(range(10))
+    assert first == epoch_batches(10, 4, seed=3, epoch=1)
+    assert first != epoch_batches(10, 4, seed=3, epoch=2)
+    assert first != epoch_batches(10, 4, seed=4, epoch=1)
+    stream = endless(3, seed=1)
+    assert sorted(next(stream) for _ in range(3)) == [0, 1, 2] == sorted(next(stream) for _ in range(3))
+
+
+@pytest.mark.parametrize(("world", "size"), [(1, 2), (2, 2), (3, 1), (4, 8)])
+def test_ranks_share_a_batch_without_loss_and_in_step(world, size):
+    examples = [Example([1] * (index + 1), [2]) for index in range(9)]
+    batch = [8, 0, 5, 3, 1]
+    shares = [my_micro_batches(batch, examples, rank, world, size) for rank in range(world)]
+    assert len({len(share) for share in shares}) == 1
+    assert all(len(micro) <= size for share in shares for micro in share)
+    assert sorted(index for share in shares for micro in share for index in micro) == sorted(batch)
+
+
+def test_collate_puts_prompts_left_and_responses_right():
+    batch = collate([([5, 6], [7]), ([8], [9, 10])], pad_id=0, device=torch.device("cpu"))
+    assert batch["input_ids"].tolist() == [[5, 6, 7, 0], [0, 8, 9, 10]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [0, 1, 1, 1]]
+    assert batch["position_ids"].tolist()[1] == [0, 0, 1, 2]
+    assert batch["responses"].tolist() == [[7, 0], [9, 10]]
+    assert batch["response_mask"].tolist() == [[True, False], [True, True]]

@@ -1,0 +1,387 @@
+"""Tables from hand-made results: every number, every refusal, every format."""
+
+import csv
+import importlib.util
+import io
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from verl.eval import pareto, render, tables
+from verl.eval.layouts import LAYOUTS, Column
+from verl.eval.selection import selection
+from verl.eval.tables import Cell, Line, Table
+from verl.utils.config import load
+from verl.utils.errors import ConfigError, DataError
+
+ROOT = Path(__file__).resolve().parents[2]
+PAPER = ROOT / "data" / "paper"
+FORGET = ("fb", "qa", "aa")
+
+_spec = importlib.util.spec_from_file_location("make_table", ROOT / "scripts" / "make_table.py")
+make_table = importlib.util.module_from_spec(_spec)
+_spec.loader.exec_module(make_table)
+
+
+def entry(decoding=None, data=None, **metrics) -> dict:
+    values = {name.replace("__", "/"): {"value": v, "low": None, "high": None, "n": 4} for name, v in metrics.items()}
+    return {"decoding": decoding or {"max_new_tokens": 30}, "data": data or {"f": "sha"}, "metrics": values}
+
+
+def results(target="1_Ann", *, forget=(60, 30, 30), neighbor=(90, 70), suite="rwku", step=None, **parts) -> dict:
+    """A results.json whose macro means are those of its columns; ``all_probe`` is set apart to tell them apart."""
+    document = {
+        "format": 1,
+        "suite": suite,
+        "model": {"path": "m"},
+        "engine": {"dtype": "bfloat16", "max_model_len": None, "quantization": None},
+        "data": {"path": f"data/{target}"},
+        "selection": step,
+        "parts": {
+            "forget": entry(
+                **dict(zip(FORGET, forget, strict=True)),
+                all_macro=sum(forget) / 3,
+                all_probe=33.0,
+                all_macro__refusal_rate=12.0,
+                all_macro__containment=5.0,
+            ),
+            "neighbor": entry(
+                fb=neighbor[0], qa=neighbor[1], all_macro=sum(neighbor) / 2, all_probe=77.0, all_macro__refusal_rate=1.0
+            ),
+            **parts,
+        },
+    }
+    return json.loads(json.dumps(document))
+
+
+def chosen(step: int, best: int | None = None) -> dict:
+    return {"step": step, "best_step": best, "best_score": None if best is None else 0.9} | {
+        "chosen_on_validation": best == step
+    }
+
+
+def line_of(table: Table, name: str) -> Line:
+    return next(line for line in table.lines if line.name == name)
+
+
+def csv_rows(table: Table) -> list[dict[str, str]]:
+    return list(csv.DictReader(io.StringIO(render.to_csv(table))))
+
+
+def test_means_and_deviations_over_targets():
+    """Forget FB 60, 70, 80: mean 70, sample deviation 10 (not the population's 8.16)."""
+    rows = {"RS": {t: results(t, forget=(fb, 30, 30)) for t, fb in (("1_A", 60), ("2_B", 70), ("5_C", 80))}}
+    table = tables.build_table("rule", rows)
+    cells = line_of(table, "RS").cells
+    assert (cells["forget_fb"].mean, cells["forget_fb"].deviation) == pytest.approx((70, 10))
+    assert cells["forget_all"].mean == pytest.approx((40 + 130 / 3 + 140 / 3) / 3)
+    assert (cells["forget_all_probe"].mean, cells["forget_all_probe"].deviation) == (33, 0)
+    found = {row["target"]: row for row in csv_rows(table)}
+    assert [float(found[t]["forget_fb"]) for t in ("1_A", "2_B", "5_C", "mean", "std")] == [60, 70, 80, 70, 10]
+    assert "70.0 ± 10.0" in render.to_markdown(table)
+    assert "3 targets" in " ".join(table.notes)
+
+
+def test_one_target_has_no_deviation():
+    table = tables.build_table("rule", {"RS": {"1_A": results("1_A")}})
+    assert line_of(table, "RS").cells["forget_fb"] == Cell(60, None)
+    assert [row["target"] for row in csv_rows(table)] == ["1_A", "mean"]
+    assert "±" not in render.to_markdown(table).split("\n\n")[0]
+
+
+def test_the_main_table_has_the_published_columns_and_both_kinds_of_all():
+    with (PAPER / "rule_rwku_table1.csv").open() as file:
+        printed = set(next(csv.reader(file))) - {"method"}
+    keys = {column.key for column in LAYOUTS["rule"]}
+    assert printed <= keys
+    assert {"forget_all_probe", "retain_all_probe", "forget_refusal", "retain_refusal"} <= keys
+    for kind, name in (("rwku", "rwku_llama3_8b_instruct.csv"), ("muse", "muse_llama2_7b.csv")):
+        with (PAPER / name).open() as file:
+            printed = set(next(csv.reader(file))) - {"method", "corpus"}
+        assert printed <= {column.key for column in LAYOUTS[kind]}
+
+
+def test_published_rows_are_marked_and_keep_their_kind_of_all():
+    ours = {"ReBO": {"1_A": results("1_A")}}
+    table = tables.build_table("rule", ours, published=tables.read_published(PAPER / "rule_rwku_table1.csv"))
+    assert line_of(table, "ReBO-GRPO").cells["forget_all"].mean == 27.7
+    assert "| ReBO-GRPO (published) |" in render.to_markdown(table)
+    assert "| ReBO |" in render.to_markdown(table)
+    assert "ReBO-GRPO (published)" in render.to_latex(table)
+    assert {row["source"] for row in csv_rows(table) if row["method"] == "ReBO-GRPO"} == {"published"}
+    assert any("not measured by us" in note for note in table.notes)
+    rwku = {line.name: line for line in tables.read_published(PAPER / "rwku_llama3_8b_instruct.csv")}
+    assert rwku["Before"].cells["forget_all_probe"].mean == 79.6  # weighted by probes there
+    assert "forget_all" not in rwku["Before"].cells
+
+
+def test_published_macro_means_are_means_of_their_columns():
+    """What the README says of RULE's file; a copying slip in the figures would show here."""
+    for line in tables.read_published(PAPER / "rule_rwku_table1.csv"):
+        for prefix, columns in (("forget", FORGET), ("retain", ("fb", "qa"))):
+            mean = sum(line.cells[f"{prefix}_{c}"].mean for c in columns) / len(columns)
+            assert line.cells[f"{prefix}_all"].mean == pytest.approx(mean, abs=0.151), (line.name, prefix)
+
+
+def test_published_rows_of_one_corpus_and_by_name():
+    lines = tables.read_published(PAPER / "muse_llama2_7b.csv", corpus="books", names=["Retrain", "Target"])
+    assert [(line.name, line.cells["verbmem_f"].mean) for line in lines] == [("Retrain", 14.3), ("Target", 99.8)]
+    with pytest.raises(DataError, match="Retrian"):
+        tables.read_published(PAPER / "muse_llama2_7b.csv", corpus="books", names=["Retrian"])
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (lambda doc: doc["parts"]["forget"]["decoding"].update(max_new_tokens=1024), "max_new_tokens"),
+        (lambda doc: doc["parts"]["neighbor"]["decoding"].update(temperature=0.7), "temperature"),
+        (lambda doc: doc["parts"]["forget"]["data"].update(f="other"), "other"),
+        (lambda doc: doc["engine"].update(dtype="float32"), "float32"),
+    ],
+    ids=["length", "sampling", "data", "arithmetic"],
+)
+def test_rows_measured_differently_are_refused(change, words):
+    other = results("1_A")
+    change(other)
+    with pytest.raises(DataError, match=rf"(?s)RS.*ReBO.*{words}"):
+        tables.build_table("rule", {"RS": {"1_A": results("1_A")}, "ReBO": {"1_A": other}})
+
+
+def test_targets_measured_differently_are_refused():
+    other = results("2_B")
+    other["parts"]["forget"]["decoding"]["max_new_tokens"] = 1024
+    with pytest.raises(DataError, match="2_B"):
+        tables.build_table("rule", {"RS": {"1_A": results("1_A"), "2_B": other}})
+
+
+def test_other_data_is_fine_for_another_target():
+    other = results("2_B")
+    other["parts"]["forget"]["data"] = {"f": "another file"}
+    tables.build_table("rule", {"RS": {"1_A": results("1_A"), "2_B": other}})
+
+
+def test_rows_over_other_targets_and_half_measured_rows_are_refused():
+    with pytest.raises(DataError, match="same targets.*2_B"):
+        tables.build_table("rule", {"RS": {"1_A": results("1_A")}, "ReBO": {"2_B": results("2_B")}})
+    judged = results("2_B", naturalness=entry(readability=90.0))
+    with pytest.raises(DataError, match="naturalness.readability is measured on 2_B only"):
+        tables.build_table("rule", {"RS": {"1_A": results("1_A"), "2_B": judged}})
+    with pytest.raises(DataError, match="at least one row"):
+        tables.build_table("rule", {})
+
+
+def test_what_nobody_measured_has_no_column_and_what_one_did_not_is_a_dash():
+    judge = {"judge": "strict", "judge_prompts_sha256": "abcdef0123456789"}
+    judged = results("1_A", naturalness=entry(judge, readability=90.0, all=80.0))
+    table = tables.build_table("rule", {"RS": {"1_A": results("1_A")}, "ReBO": {"1_A": judged}})
+    keys = [column.key for column in table.columns]
+    assert "nat_readability" in keys
+    assert "nat_helpfulness" not in keys
+    assert "utility" not in keys
+    rs = render.to_markdown(table).split("\n")[2].split(" | ")
+    assert rs[keys.index("nat_readability") + 1] == render.MISSING
+    assert any("judged by strict (prompts abcdef012345)" in note for note in table.notes)
+
+
+@pytest.mark.parametrize(
+    ("choice", "words"),
+    [
+        (chosen(40, 40), "step 40, chosen on the validation split"),
+        (chosen(60, 40), r"step 60, NOT the one that validation chose \(step 40\)"),
+        (chosen(60), "step 60; no validation was run"),
+        (None, "nothing was chosen"),
+    ],
+)
+def test_the_table_says_which_step_it_shows(choice, words):
+    table = tables.build_table("rule", {"ReBO": {"1_A": results("1_A", step=choice)}})
+    assert re.search(f"ReBO: .*{words}", render.to_markdown(table))
+    assert re.search(f"ReBO: .*{words}", render.to_latex(table))
+
+
+def test_steps_of_several_targets_are_told_apart():
+    rows = {"ReBO": {t: results(t, step=chosen(s, s)) for t, s in (("1_A", 20), ("2_B", 40))}}
+    note = tables.build_table("rule", rows).notes[-1]
+    assert note.startswith("ReBO: 1_A: step 20, chosen")
+    assert "2_B: step 40, chosen" in note
+
+
+def test_ablations_show_paired_differences():
+    """Differences -10 and -30 in forget macro; their deviation is that of the differences, not of the values."""
+    rows = {
+        "ReBO": {"1_A": results("1_A", forget=(30, 30, 30)), "2_B": results("2_B", forget=(60, 60, 60))},
+        "no boundary": {"1_A": results("1_A", forget=(20, 20, 20)), "2_B": results("2_B", forget=(30, 30, 30))},
+    }
+    table = tables.build_table("ablation", rows, reference="ReBO")
+    cells = line_of(table, "no boundary").cells
+    assert cells["forget_all_difference"].mean == pytest.approx(-20)
+    assert cells["forget_all_difference"].deviation == pytest.approx(200**0.5)
+    assert line_of(table, "ReBO").cells["forget_all_difference"] == Cell(0, 0)
+    with pytest.raises(DataError, match="none of the rows"):
+        tables.build_table("ablation", rows, reference="GRPO")
+
+
+def test_muse_columns_come_from_their_parts():
+    muse = {
+        "verbmem": entry(f1=12.5, recall=1.0),
+        "knowmem_forget": entry(recall=20.0, f1=1.0),
+        "knowmem_retain": entry(recall=50.0, f1=1.0),
+        "privleak": entry(auc=0.4, privleak=-20.0),
+    }
+    document = {**results("book", suite="muse"), "parts": muse}
+    cells = line_of(tables.build_table("muse", {"ReBO": {"book": document}}), "ReBO").cells
+    values = {key: cell.mean for key, cell in cells.items()}
+    assert values == {"verbmem_f": 12.5, "knowmem_f": 20, "privleak": -20, "auc": 0.4, "utilpres_knowmem_r": 50}
+
+
+def test_token_shares_are_printed_where_given():
+    table = tables.build_table("rule", {"RS": {"1_A": results("1_A")}}, token_shares={"RS": [6.29, 0]})
+    assert line_of(table, "RS").cells["forget_tokens_pct"].mean == 6.29
+    with pytest.raises(DataError, match="two percentages"):
+        tables.build_table("rule", {"RS": {"1_A": results("1_A")}}, token_shares={"RS": [6.29]})
+
+
+def small_table() -> Table:
+    columns = (Column("a", "G_1", "x|y", better="lower"), Column("b", "G_1", "B", better="zero"), Column("c", "H", "C"))
+    lines = (
+        Line("GA & 100%", "published", {"a": Cell(1.25), "c": Cell(-3)}),
+        Line("Re_BO", "ours", {"a": Cell(2.0, 0.5), "b": Cell(0.04)}),
+    )
+    return Table("rule", columns, lines, ("50 % of it",))
+
+
+def test_markdown():
+    assert render.to_markdown(small_table()).split("\n")[:4] == [
+        "| Method | G_1 x\\|y ↓ | G_1 B → 0 | H C |",
+        "| --- | ---: | ---: | ---: |",
+        "| GA & 100% (published) | 1.2 | – | -3.0 |",
+        "| Re_BO | 2.0 ± 0.5 | 0.0 | – |",
+    ]
+
+
+def test_latex():
+    assert render.to_latex(small_table()) == "\n".join(
+        [
+            "% 50 % of it",
+            r"\begin{tabular}{lccc}",
+            r"\toprule",
+            r" & \multicolumn{2}{c}{G\_1} & \multicolumn{1}{c}{H} \\",
+            r"\cmidrule(lr){2-3} \cmidrule(lr){4-4}",
+            r"Method & x|y $\downarrow$ & B $\to 0$ & C \\",
+            r"\midrule",
+            r"GA \& 100\% (published) & 1.2 & -- & -3.0 \\",
+            r"\midrule",
+            r"Re\_BO & 2.0 $\pm$ 0.5 & 0.0 & -- \\",
+            r"\bottomrule",
+            r"\end{tabular}",
+            "",
+        ]
+    )
+
+
+def test_csv_keeps_full_precision_and_leaves_the_unmeasured_empty():
+    rows = csv_rows(small_table())
+    assert rows[0] == {"source": "published", "method": "GA & 100%", "target": "mean", "a": "1.25", "b": "", "c": "-3"}
+    assert (rows[1]["a"], rows[1]["b"], rows[1]["c"]) == ("2.0", "0.04", "")
+
+
+@pytest.mark.parametrize(
+    ("points", "area", "front"),
+    [
+        ({"a": (0.0, 100.0)}, 100.0, ["a"]),
+        ({"a": (100.0, 100.0)}, 0.0, ["a"]),
+        ({"a": (50.0, 50.0)}, 25.0, ["a"]),
+        # 30..60 at height 40, 60..100 at height 80: 1200 + 3200 of 10000.
+        ({"a": (30.0, 40.0), "b": (60.0, 80.0)}, 44.0, ["a", "b"]),
+        ({"a": (30.0, 40.0), "b": (60.0, 80.0), "worse": (60.0, 70.0)}, 44.0, ["a", "b"]),
+        ({"a": (30.0, 40.0), "b": (30.0, 90.0)}, 63.0, ["b"]),
+        ({"a": (20.0, 60.0), "b": (50.0, 50.0)}, 48.0, ["a"]),
+        ({"a": (-5.0, 120.0)}, 100.0, ["a"]),
+        ({}, 0.0, []),
+    ],
+)
+def test_pareto_area_and_front_by_hand(points, area, front):
+    assert pareto.area(points) == pytest.approx(area)
+    assert pareto.front(points) == front
+
+
+def test_points_lie_at_macro_means_and_published_rwku_at_probe_means():
+    published = tables.read_published(PAPER / "rwku_llama3_8b_instruct.csv", names=["Before"])
+    table = tables.build_table("rwku", {"ReBO": {"1_A": results("1_A")}}, published=published)
+    assert pareto.table_points(table) == {"published": {"Before": (79.6, 90.7)}, "ours": {"ReBO": (40.0, 80.0)}}
+
+
+def test_selection_reads_the_trainers_tracker(tmp_path):
+    checkpoint = tmp_path / "global_step_40" / "actor" / "huggingface"
+    assert selection(checkpoint) == chosen(40)
+    tracker = {"last_global_step": 60, "best_global_step": 40, "best_val_reward_score": 0.9}
+    (tmp_path / "checkpoint_tracker.json").write_text(json.dumps(tracker))
+    assert selection(checkpoint) == chosen(40, 40)
+    assert selection(tmp_path / "global_step_60" / "actor" / "huggingface") == chosen(60, 40)
+    assert selection(tmp_path / "rs" / "epoch_3") is None
+
+
+def save(folder: Path, document: dict) -> None:
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(document))
+
+
+@pytest.fixture
+def measured(tmp_path):
+    for target in ("10_C", "2_B"):
+        save(tmp_path / "rwku" / target / "rs", results(target, forget=(60, 50, 40)))
+        save(tmp_path / "rwku" / target / "rebo", results(target, forget=(6, 5, 4), step=chosen(40, 40)))
+    return tmp_path
+
+
+def test_the_command_writes_all_formats_and_the_plot(measured):
+    out = measured / "table"
+    words = [f"rows.RS={measured}/rwku/*/rs", f"rows.ReBO={measured}/rwku/*/rebo", f"out={out}", "kind=rule"]
+    assert make_table.main(words) == 0
+    text = (out / "table.md").read_text()
+    assert text.index("### 2_B") < text.index("### 10_C")  # counted, not spelled
+    assert "ReBO-GRPO (published)" in text
+    assert re.search(r"Pareto area \(ours\): 76\.0 %.*front: ReBO\.", text)  # (100 - 5) * 80 / 100
+    assert (out / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    assert (out / "table.tex").read_text().count(r"\midrule") == 2
+    with (out / "table.csv").open() as file:
+        rows = [row for row in csv.DictReader(file) if row["source"] == "ours"]
+    assert [(row["method"], row["target"]) for row in rows[:4]] == [
+        ("RS", "2_B"),
+        ("RS", "10_C"),
+        ("RS", "mean"),
+        ("RS", "std"),
+    ]
+
+
+def test_a_fictional_world_has_no_published_rows_unless_asked_for(tmp_path):
+    save(tmp_path / "rs", results("1_A", suite="atlas"))
+    words = ["kind=rule", f"rows.RS={tmp_path}/rs", f"out={tmp_path}/t"]
+    assert make_table.main(words) == 0
+    assert "published" not in (tmp_path / "t" / "table.md").read_text()
+    assert make_table.main([*words, "published=[Original]"]) == 0
+    assert "Original (published)" in (tmp_path / "t" / "table.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["rows.RS={m}/rwku/*/sft"], "matches no file or folder"),
+        (["rows.RS=[{m}/rwku/2_B/rs,{m}/rwku/*/rs]"], "second result for target 2_B"),
+        (["rows.RS={m}/rwku/*/rs", "published=[GRPO]"], "published: rule_rwku_table1.csv has no GRPO"),
+    ],
+)
+def test_bad_rows_end_with_code_2_and_write_nothing(measured, capsys, words, problem):
+    words = [word.format(m=measured) for word in words]
+    assert make_table.main([*words, "kind=rule", f"out={measured}/t"]) == 2
+    assert problem in capsys.readouterr().err
+    assert not (measured / "t").exists()
+
+
+def test_bad_settings_are_listed_together():
+    words = ["kind=rule", "out=o", "rows.RS=x", "reference=GRPO", "token_shares.GA=[1,2]"]
+    with pytest.raises(ConfigError) as caught:
+        load(make_table.TableConfig, words)
+    for problem in ("kind=ablation only", "none of the rows RS", "token_shares: GA"):
+        assert problem in str(caught.value)

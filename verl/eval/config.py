@@ -1,0 +1,71 @@
+"""The evaluator's settings. Light: parsing them imports neither torch nor vLLM."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+from .judge import JudgeConfig
+from .muse.config import MuseConfig
+
+PromptStyle = Literal["plain", "rwku"]
+
+
+@dataclass(frozen=True)
+class EvalConfig:
+    """One checkpoint, one benchmark, one folder of numbers."""
+
+    model: str
+    """Checkpoint: a Hugging Face folder or hub id."""
+    suite: Literal["rwku", "muse", "atlas"]
+    """Benchmark. ``atlas`` is RWKU's forget and neighbor parts plus Atlas' own utility probes."""
+    data: str
+    """Folder of the target (RWKU, Atlas) or of the corpus (MUSE)."""
+    out: str
+    """Folder for parts/*.jsonl, results.json and, last, DONE."""
+    parts: list[str] | None = None
+    """Parts to measure; null means all of the suite. Finished parts are not measured again."""
+    prompt_style: PromptStyle | None = None
+    """How RWKU probes are asked. ``rwku``: an instruction, the question and an opened "Answer:", as the benchmark does;
+    ``plain``: the question alone, as RULE trains. null means ``plain`` for atlas and ``rwku`` otherwise."""
+    system_prompt: str | None = None
+    """A system message before every probe, for robustness studies."""
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
+    """Arithmetic of both engines. ``auto``: bfloat16 on a GPU, float32 without one, whatever the checkpoint holds, so
+    that all rows of a table are computed alike."""
+    quantization: str | None = None
+    """A vLLM weight quantisation, such as ``bitsandbytes`` or ``fp8``; parts that need likelihoods refuse it."""
+    max_model_len: int | None = None
+    """Tokens of prompt and answer together; null means the model's positions, at most 8192."""
+    tensor_parallel_size: int = 1
+    """GPUs the generating engine is split over."""
+    gpu_memory_utilization: float = 0.6
+    """Share of each GPU's memory the generating engine may take."""
+    token_budget: int = 16384
+    """Padded tokens a likelihood batch may have. Changes speed and memory, not values."""
+    bootstrap_samples: int = 1000
+    """Resamples behind each 95 % confidence interval."""
+    seed: int = 0
+    """Seed of the bootstrap. Decoding is greedy and has none."""
+    trust_remote_code: bool = False
+    """Run code that a checkpoint brings along."""
+    muse: MuseConfig = field(default_factory=MuseConfig)
+    """Settings of the MUSE suite."""
+    judge: JudgeConfig = field(default_factory=JudgeConfig)
+    """The judge of the naturalness part, which the RWKU and Atlas suites have once ``judge.base_url`` is set."""
+
+    def asks(self) -> PromptStyle:
+        """The prompt style in force."""
+        return self.prompt_style or ("plain" if self.suite == "atlas" else "rwku")
+
+    def problems(self) -> list[str]:
+        rules = {
+            "bootstrap_samples": self.bootstrap_samples >= 1,
+            "token_budget": self.token_budget >= 1,
+            "tensor_parallel_size": self.tensor_parallel_size >= 1,
+            "max_model_len": self.max_model_len is None or self.max_model_len >= 1,
+        }
+        out = [f"{key}={getattr(self, key)}: must be at least 1" for key, holds in rules.items() if not holds]
+        if not 0 < self.gpu_memory_utilization <= 1:
+            out.append(f"gpu_memory_utilization={self.gpu_memory_utilization}: must be in (0, 1]")
+        if self.parts is not None and not self.parts:
+            out.append("parts=[]: names nothing to measure; leave the key out to measure all parts")
+        return out

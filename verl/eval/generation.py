@@ -1,0 +1,202 @@
+"""Text generation for the evaluator: every row of every table comes through ``VLLMGenerator`` with the same decoding.
+
+Leaves out sampling seeds per request and log-probs, which the trainer's own rollout has.
+"""
+
+import json
+import logging
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, Protocol
+
+from tqdm.auto import tqdm
+
+from verl.utils.errors import DataError
+from verl.utils.tokenizer import get_tokenizer
+
+logger = logging.getLogger(__name__)
+
+DEFAULT_MAX_MODEL_LEN = 8192
+"""Tokens of prompt and answer together, where neither the caller nor the model asks for less. Long enough for every
+prompt of RWKU and MUSE, and short enough that the KV cache of a 128k-token model need not hold one such sequence."""
+
+
+class Generator(Protocol):
+    """Anything that answers prompts: vLLM here, the trainer's rollout during validation, a script in tests."""
+
+    tokenizer: Any
+
+    def generate(
+        self,
+        prompt_ids: Sequence[list[int]],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        stop: list[str] | None = None,
+        desc: str,
+    ) -> list[str]:
+        """One answer per prompt, in order, without special tokens; ``stop`` strings are cut off."""
+        ...
+
+
+class VLLMGenerator:
+    """A vLLM engine over one checkpoint, on CUDA or on CPU, greedy unless told otherwise.
+
+    Prompts that leave no room for the answer lose tokens from their left; ``truncated`` counts them, so that a report
+    can say so.
+    """
+
+    def __init__(
+        self,
+        model: str,
+        *,
+        dtype: str = "auto",
+        max_model_len: int | None = None,
+        tensor_parallel_size: int = 1,
+        gpu_memory_utilization: float = 0.6,
+        quantization: str | None = None,
+        trust_remote_code: bool = False,
+    ):
+        from verl.utils import vllm_env
+
+        vllm_env.prepare()
+        import torch.distributed
+        import vllm
+        from transformers import AutoConfig
+
+        self.tokenizer = get_tokenizer(model, trust_remote_code=trust_remote_code)
+        model_config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
+        limit = getattr(model_config, "max_position_embeddings", None)
+        self.max_model_len = min(filter(None, (max_model_len or DEFAULT_MAX_MODEL_LEN, limit)))
+        self.truncated = 0
+        self._reloadable = None if quantization else _all_but_weights(Path(model))
+        self._trust_remote_code = trust_remote_code
+        self._own_process_group = not torch.distributed.is_initialized()
+        self._engine: Any = vllm.LLM(
+            model=model,
+            dtype=resolve_dtype(dtype),
+            seed=0,
+            max_model_len=self.max_model_len,
+            tensor_parallel_size=tensor_parallel_size,
+            gpu_memory_utilization=gpu_memory_utilization,
+            quantization=quantization,
+            trust_remote_code=trust_remote_code,
+            enforce_eager=not vllm_env.has_accelerator(),
+            disable_log_stats=True,
+        )
+
+    def generate(
+        self,
+        prompt_ids: Sequence[list[int]],
+        *,
+        max_new_tokens: int,
+        temperature: float = 0.0,
+        stop: list[str] | None = None,
+        desc: str,
+    ) -> list[str]:
+        """See ``Generator``. All prompts go to the engine in one call, so that it can batch them as it likes.
+
+        Raises:
+            DataError: if ``max_new_tokens`` leaves no room for a prompt.
+        """
+        import vllm
+
+        room = self.max_model_len - max_new_tokens
+        if room < 1:
+            raise DataError(
+                f"{desc}: {max_new_tokens} new tokens do not fit the model's {self.max_model_len} positions; "
+                "evaluate a model with a longer context, or leave this part out"
+            )
+        if not prompt_ids:
+            return []
+        prompts = [{"prompt_token_ids": self._fit(ids, room)} for ids in prompt_ids]
+        params = vllm.SamplingParams(temperature=temperature, max_tokens=max_new_tokens, stop=stop, seed=0)
+        outputs = self._engine.generate(prompts, params, use_tqdm=_named_bar(desc))
+        return [output.outputs[0].text for output in outputs]
+
+    def load(self, model: str) -> bool:
+        """Take over the weights of another checkpoint folder, which costs a fraction of a new engine.
+
+        Returns:
+            False, the engine being as it was, where the folder differs in more than its weights, or where the engine
+            quantises its weights.
+        """
+        if self._reloadable is None or _all_but_weights(Path(model)) != self._reloadable:
+            return False
+        self._engine.collective_rpc("reload_weights", kwargs={"weights_path": model})
+        self._engine.reset_prefix_cache()
+        self.tokenizer = get_tokenizer(model, trust_remote_code=self._trust_remote_code)
+        return True
+
+    def _fit(self, ids: list[int], room: int) -> list[int]:
+        fitted = fit_left(ids, room, self.tokenizer.bos_token_id)
+        if len(fitted) < len(ids):
+            if not self.truncated:
+                logger.warning("prompts of more than %d tokens lose tokens from their left", room)
+            self.truncated += 1
+        return fitted
+
+    def close(self) -> None:
+        """End the engine and the process group that it opened; a group that was there before stays."""
+        import gc
+
+        import torch
+        from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
+
+        if self._engine is None:
+            return
+        self._engine.llm_engine.engine_core.shutdown()
+        self._engine = None
+        destroy_model_parallel()
+        if self._own_process_group:
+            destroy_distributed_environment()
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def resolve_dtype(dtype: str) -> str:
+    """The arithmetic behind ``auto``: bfloat16 on a GPU and float32 without one, whatever the checkpoint was saved in.
+
+    Following the checkpoint would decode a base model in bfloat16 and the run trained from it in float32.
+    """
+    from verl.utils import vllm_env
+
+    if dtype != "auto":
+        return dtype
+    return "bfloat16" if vllm_env.has_accelerator() else "float32"
+
+
+def _all_but_weights(folder: Path) -> Any:
+    """What an engine keeps when its weights are replaced: the architecture, the vocabulary, where answers end.
+
+    None where this cannot be read off the folder. Chat templates do not count: they are applied before the engine.
+    """
+    found = {}
+    for name in ("config.json", "generation_config.json", "tokenizer.json"):
+        path = folder / name
+        if path.is_file():
+            found[name] = json.loads(path.read_text(encoding="utf-8"))
+    if not {"config.json", "tokenizer.json"} <= found.keys():
+        return None
+    # Who saved a folder, and how its batches were padded, changes nothing; dtype is set by the engine.
+    for ignored in ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"):
+        found["config.json"].pop(ignored, None)
+    for ignored in ("padding", "truncation"):
+        found["tokenizer.json"].pop(ignored, None)
+    found["eos"] = found.pop("generation_config.json", {}).get("eos_token_id")
+    return found
+
+
+def fit_left(ids: list[int], room: int, bos_token_id: int | None) -> list[int]:
+    """The last ``room`` tokens, behind BOS where ``ids`` began with it: a few-shot prompt loses its first examples."""
+    if len(ids) <= room:
+        return ids
+    if room > 1 and ids[0] == bos_token_id:
+        return [bos_token_id, *ids[-(room - 1) :]]
+    return ids[-room:]
+
+
+def _named_bar(desc: str) -> Callable[..., tqdm]:
+    """vLLM's bars say what the engine does; ours say for which part."""
+    return lambda *args, **kwargs: tqdm(*args, **{**kwargs, "desc": f"{desc}: {kwargs.get('desc', '').lower()}"})

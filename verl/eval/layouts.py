@@ -1,0 +1,90 @@
+"""The columns of each kind of table: what is shown, where its number lives in results.json, and what it means."""
+
+from dataclasses import dataclass
+from typing import Literal
+
+Kind = Literal["rule", "rwku", "muse", "ablation"]
+
+
+@dataclass(frozen=True)
+class Column:
+    """One column: where its number lives in results.json, and what it is called in the published CSV files."""
+
+    key: str
+    group: str
+    label: str
+    part: str = ""
+    """Empty: the number is not measured by the evaluator (token shares)."""
+    metric: str = ""
+    better: Literal["lower", "higher", "zero", ""] = ""
+
+
+def _probes(prefix: str, group: str, part: str, columns: str, better: Literal["lower", "higher"]) -> tuple[Column, ...]:
+    """A column a kind of probe, then both kinds of "All"."""
+    single = [Column(f"{prefix}_{c}", group, c.upper(), part, c, better) for c in columns.split()]
+    return (
+        *single,
+        Column(f"{prefix}_all", group, "All (macro)", part, "all_macro", better),
+        Column(f"{prefix}_all_probe", group, "All (probe)", part, "all_probe", better),
+    )
+
+
+def _rates(prefix: str, group: str, part: str, refusal: Literal["lower", "higher"]) -> tuple[Column, ...]:
+    containment: Literal["lower", "higher"] = "lower" if refusal == "higher" else "higher"
+    return (
+        Column(f"{prefix}_refusal", group, "Refused", part, "all_macro/refusal_rate", refusal),
+        Column(f"{prefix}_containment", group, "Contained", part, "all_macro/containment", containment),
+    )
+
+
+_FORGET = _probes("forget", "Forget", "forget", "fb qa aa", "lower") + _rates("forget", "Forget", "forget", "higher")
+_RETAIN = _probes("retain", "Retain", "neighbor", "fb qa", "higher") + _rates("retain", "Retain", "neighbor", "lower")
+_NEIGHBOR = _probes("neighbor", "Neighbor", "neighbor", "fb qa", "higher")
+_UTILITY = Column("utility", "Utility", "Recall", "utility", "utility", "higher")
+_NATURALNESS = tuple(
+    Column(f"nat_{name}", "Naturalness", name.title(), "naturalness", name, "higher")
+    for name in ("readability", "helpfulness", "truthfulness", "all")
+)
+
+LAYOUTS: dict[Kind, tuple[Column, ...]] = {
+    "rule": (
+        Column("forget_tokens_pct", "Tokens %", "Forget"),
+        Column("boundary_tokens_pct", "Tokens %", "Boundary"),
+        *_FORGET,
+        *_NATURALNESS,
+        *_RETAIN,
+        _UTILITY,
+    ),
+    "rwku": (
+        *_probes("forget", "Forget", "forget", "fb qa aa", "lower"),
+        *_NEIGHBOR,
+        Column("mia_fm", "MIA", "FM", "mia", "fm_loss", "higher"),
+        Column("mia_rm", "MIA", "RM", "mia", "rm_loss", "lower"),
+        Column("mmlu", "Utility", "MMLU", "mmlu", "accuracy", "higher"),
+        Column("bbh", "Utility", "BBH", "bbh", "exact_match", "higher"),
+        Column("truthfulqa", "Utility", "TruthfulQA", "truthfulqa", "mc1", "higher"),
+        Column("triviaqa", "Utility", "TriviaQA", "triviaqa", "f1", "higher"),
+        Column("fluency", "Utility", "Fluency", "fluency", "entropy", "higher"),
+        _UTILITY,
+    ),
+    "muse": (
+        Column("verbmem_f", "Forget", "VerbMem", "verbmem", "f1", "lower"),
+        Column("knowmem_f", "Forget", "KnowMem", "knowmem_forget", "recall", "lower"),
+        Column("privleak", "Privacy", "PrivLeak", "privleak", "privleak", "zero"),
+        Column("auc", "Privacy", "AUC", "privleak", "auc"),
+        Column("utilpres_knowmem_r", "Retain", "KnowMem", "knowmem_retain", "recall", "higher"),
+    ),
+    "ablation": (*_FORGET, *_RETAIN, _UTILITY),
+}
+
+DEFINITIONS: dict[Kind, str] = {
+    "rule": "Forget, Retain: ROUGE-L recall in percent (Retain: RWKU's neighbor probes). All (macro): mean of the "
+    "columns, which RULE prints; All (probe): mean over probes. Refused, Contained: share of answers that refuse, or "
+    "that hold the gold answer (macro means).",
+    "rwku": "Forget, Neighbor: ROUGE-L recall in percent. All (macro): mean of the columns; All (probe): mean over "
+    "probes, the kind of weighting RWKU prints. MIA: LOSS times 100. BBH: exact match of the whole answer (RWKU's own "
+    "compares characters).",
+    "muse": "VerbMem: ROUGE-L F1; KnowMem: ROUGE-L recall, percent. PrivLeak: relative difference in percent to the "
+    "retrained model's AUC by Min-K%, 0 is best.",
+    "ablation": "Columns as in the main table; differences are paired by target.",
+}

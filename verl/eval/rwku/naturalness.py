@@ -1,0 +1,40 @@
+"""The naturalness part: the model answers its target's forget probes at length, and a judge grades the answers.
+
+The probes are asked as a user would, without instruction or opened answer, with room for a whole sentence or two.
+Grading is ``verl.eval.judge``'s; what the judge said is kept in ``OUT/judge_cache.jsonl``.
+"""
+
+from pathlib import Path
+
+from verl.utils.chat import encode_prompt
+
+from .. import judge
+from ..config import EvalConfig
+from ..generation import Generator
+from ..results import Part, Row
+from .forget import FORGET_FILES, load_probes
+
+
+def naturalness_parts(config: EvalConfig) -> list[Part]:
+    """The part, where the config names a judge; else nothing."""
+    if config.judge.base_url is None:
+        return []
+    prompts = judge.read_prompts(config.judge.prompts)
+
+    def run(data: Path, generator: Generator) -> list[Row]:
+        probes = load_probes(data, FORGET_FILES)
+        endpoint = judge.connect(config.judge, Path(config.out) / "judge_cache.jsonl")
+        asked = [encode_prompt(generator.tokenizer, probe["query"], config.system_prompt) for probe in probes]
+        replies = generator.generate(asked, max_new_tokens=config.judge.max_new_tokens, desc="naturalness")
+        rows = [{**probe, "response": reply} for probe, reply in zip(probes, replies, strict=True)]
+        return judge.grade(rows, endpoint, prompts)
+
+    decoding = {
+        "temperature": 0.0,
+        "max_new_tokens": config.judge.max_new_tokens,
+        "prompt_style": "plain",
+        "system_prompt": config.system_prompt,
+        "judge": config.judge.model,
+        "judge_prompts_sha256": prompts.sha256,
+    }
+    return [Part("naturalness", "generation", tuple(FORGET_FILES.values()), decoding, run, judge.score)]

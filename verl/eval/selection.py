@@ -1,0 +1,30 @@
+"""Which training step a checkpoint is, and whether validation chose it: recorded in results.json, shown in tables."""
+
+import json
+import re
+from pathlib import Path
+from typing import Any
+
+from verl.utils.checkpoint import CHECKPOINT_TRACKER
+
+STEP = re.compile(r"global_step_(\d+)")
+
+
+def selection(model: str | Path) -> dict[str, Any] | None:
+    """What the trainer's tracker says about a checkpoint below ``global_step_N``; None for any other model.
+
+    Returns:
+        ``step``, ``best_step`` (the best on the validation split, None if no validation ran), ``best_score`` (that
+        step's validation score) and ``chosen_on_validation``.
+    """
+    for folder in (Path(model), *Path(model).parents):
+        if match := STEP.fullmatch(folder.name):
+            return _from_tracker(int(match[1]), folder.parent / CHECKPOINT_TRACKER)
+    return None
+
+
+def _from_tracker(step: int, tracker: Path) -> dict[str, Any]:
+    info = json.loads(tracker.read_text(encoding="utf-8")) if tracker.is_file() else {}
+    score = info.get("best_val_reward_score")
+    best = info.get("best_global_step") if score is not None else None
+    return {"step": step, "best_step": best, "best_score": score, "chosen_on_validation": best == step}

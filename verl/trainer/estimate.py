@@ -1,0 +1,445 @@
+"""What a configuration will need: bytes of a rank in every phase of a step, and seconds.
+
+Counted from the configuration and the models' ``config.json`` alone. What is counted, and what a measured peak is, is
+written down in docs/architecture.md. Left out: the batch itself, NCCL's and CUDA's own buffers, fragmentation.
+
+Letters in the formulas: h hidden, f intermediate, Q width of all query heads, V vocabulary, N response tokens of a
+micro-batch, c bytes of a number in the arithmetic's type.
+"""
+
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..utils.flops import ModelShape
+from ..utils.memory import GIB
+from .step_time import Hardware, Work, phase_seconds, role_name
+
+if TYPE_CHECKING:
+    from ..workers.config import BatchConfig, Dtype, FSDPConfig, LoraConfig, OffloadConfig
+    from .config import PPOConfig
+
+BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+CPU_RUNTIME = int(0.1 * GIB)
+"""What a process on the CPU grows by beside its tensors: modules that vLLM imports late, buffers of gloo and of the
+engine. Measured: 105 MiB with the model of 3.5 million parameters."""
+CPU_PACKING = 0.25
+"""What the CPU engine keeps beside its packed weights, as a share of them. Measured with 98 million parameters."""
+HEAP_SLACK = 0.5
+"""Resident memory that glibc's heap holds on the CPU beyond a phase's passing tensors, as a share of these. Measured:
+0.7 in the update of 98 million parameters; next to nothing with MALLOC_MMAP_THRESHOLD_=262144, which is slower."""
+PASSING = ("gathered", "activations", "logits", "gradients", "unsharded gradients")
+CHARACTERS_PER_TOKEN = 4
+
+
+@dataclass(frozen=True)
+class Role:
+    """One sharded model on one rank. Everything is in bytes unless it says otherwise."""
+
+    shape: ModelShape
+    ranks: int
+    """ranks that share one copy of the weights"""
+    parameters: int
+    trained: int
+    """parameters that have gradients"""
+    keep: int
+    compute: int
+    reduce: int
+    bf16_moments: bool
+    full_shard: bool
+    checkpointing: bool
+    weights_away: bool
+    """weights lie in CPU memory while another phase runs"""
+    optimizer_away: bool
+    on_host: bool
+    """weights, gradients and optimiser state always lie in CPU memory"""
+
+    @property
+    def weights(self) -> int:
+        return 0 if self.on_host else self.parameters * self.keep // self.ranks
+
+    @property
+    def gradients(self) -> int:
+        return 0 if self.on_host else self.trained * self.keep // self.ranks
+
+    @property
+    def optimizer(self) -> int:
+        """AdamW: two moments in the weights' type. BF16AdamW: two moments and the compensation, two bytes each."""
+        each = 3 * 2 if self.bf16_moments else 2 * self.keep
+        return 0 if self.on_host else self.trained * each // self.ranks
+
+    @property
+    def layer(self) -> int:
+        return self.shape.layer_parameters * self.compute
+
+    @property
+    def outer(self) -> int:
+        """Embedding and head: gathered for a whole pass, since they stand at both ends of it."""
+        return self.shape.outer_parameters * self.compute
+
+    @property
+    def flat(self) -> int:
+        """Buffers that FSDP2 gathers a layer into before it copies it out; the next layer's is on its way."""
+        return 2 * self.layer if self.ranks > 1 else 0
+
+    @property
+    def gathered(self) -> int:
+        """Gathered weights during a forward pass."""
+        layers = self.layer + self.flat if self.full_shard else self.shape.layers * self.layer
+        return self.outer + layers
+
+    @property
+    def left_gathered(self) -> int:
+        """What a pass without gradients leaves behind where FSDP does not shard again after it."""
+        return 0 if self.full_shard else self.shape.layers * self.layer + self.outer
+
+
+def role_of(
+    shape: ModelShape,
+    fsdp: "FSDPConfig",
+    offload: "OffloadConfig",
+    world: int,
+    *,
+    batch: "BatchConfig | None",
+    lora: "LoraConfig | None" = None,
+    hardware: Hardware,
+    heads: int = 1,
+) -> Role:
+    """A model's role from its settings; ``batch`` is None for a reference, which is not trained."""
+    bf16 = batch is not None and batch.optim.strategy == "adamw_bf16"
+    compute = _bytes(fsdp.mp_param_dtype)
+    kept = fsdp.torch_dtype or ("bf16" if bf16 else "fp32" if batch else fsdp.mp_param_dtype)
+    adapters = shape.lora_parameters(lora.rank) if lora and lora.rank else 0
+    parameters = shape.parameters + adapters - (0 if heads else shape.vocab * shape.hidden * (not shape.tied))
+    gpu = hardware.memory is not None
+    return Role(
+        shape=shape,
+        ranks=world if fsdp.fsdp_size == -1 else fsdp.fsdp_size,
+        parameters=parameters,
+        trained=0 if batch is None else adapters or parameters,
+        keep=_bytes(kept),
+        compute=compute,
+        reduce=BYTES[fsdp.mp_reduce_dtype],
+        bf16_moments=bf16,
+        full_shard=fsdp.enable_full_shard,
+        checkpointing=batch is not None and batch.model.enable_gradient_checkpointing,
+        weights_away=gpu and offload.offload_params,
+        optimizer_away=gpu and offload.offload_optimizer,
+        on_host=gpu and fsdp.enable_cpu_offload,
+    )
+
+
+def _bytes(dtype: "Dtype") -> int:
+    if dtype == "auto":
+        from ..utils.model import resolve_dtype
+
+        return resolve_dtype(dtype).itemsize
+    return BYTES[dtype]
+
+
+# ---- activations --------------------------------------------------------------------------------------------------
+def layer_activations(shape: ModelShape, c: int, *, on_gpu: bool) -> int:
+    """Bytes of a token that one layer keeps for its backward pass.
+
+    Both norms keep their input (in fp32), the normalised value and their output; attention its query, key and value
+    (on the CPU repeated for every head), its output and, on the CPU, a copy of that without padding; the MLP gate, up,
+    the activation and their product.
+    """
+    norms = 2 * shape.hidden * (4 + 2 * c)
+    wide = 2 * shape.query + 2 * shape.key_value if on_gpu else 5 * shape.query
+    return norms + wide * c + 4 * shape.heads + 4 * shape.intermediate * c
+
+
+def saved_activations(role: Role, tokens: int, *, on_gpu: bool) -> int:
+    """What a forward pass keeps: every layer's activations or, with checkpointing, every layer's input."""
+    layers, c = role.shape.layers, role.compute
+    if role.checkpointing:
+        return tokens * layers * role.shape.hidden * c
+    return tokens * layers * layer_activations(role.shape, c, on_gpu=on_gpu)
+
+
+def working_activations(role: Role, tokens: int, *, on_gpu: bool) -> int:
+    """What the layer in the backward pass needs besides: gradients and, with checkpointing, its own activations."""
+    shape, c = role.shape, role.compute
+    gradients = tokens * c * (3 * shape.intermediate + 2 * shape.hidden)
+    again = tokens * layer_activations(shape, c, on_gpu=on_gpu) if role.checkpointing else 0
+    return gradients + again
+
+
+def forward_activations(shape: ModelShape, tokens: int, c: int) -> int:
+    """A forward pass without gradients: the residual stream, and the widest moment of a layer."""
+    return tokens * (shape.hidden * (4 + 2 * c) + max(3 * shape.intermediate, 5 * shape.query) * c)
+
+
+# ---- the batch ----------------------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Micro:
+    """A micro-batch: all its tokens, and those of responses."""
+
+    tokens: int
+    responses: int
+
+
+def micro_batch(config: "PPOConfig", settings: "BatchConfig", prompt: int, *, update: bool) -> Micro:
+    """The largest micro-batch of a rank, if every response is as long as it may be.
+
+    Args:
+        prompt: tokens of a prompt.
+    """
+    data, world = config.data, config.trainer.world_size
+    samples = settings.micro_batch_size_per_device_for_experience
+    available = data.rollout_batch_size * config.worker.rollout.n // world
+    if update:
+        samples = settings.micro_batch_size_per_device_for_update
+        available = settings.global_batch_size * config.worker.rollout.n // world
+    length = prompt + data.max_response_length
+    if settings.dynamic_batching:  # a budget in tokens: shorter prompts leave room for more samples
+        samples = samples * (data.max_prompt_length + data.max_response_length) // length
+    samples = max(1, min(samples, available))
+    return Micro(samples * length, samples * data.max_response_length)
+
+
+# ---- phases -------------------------------------------------------------------------------------------------------
+Parts = dict[str, int]
+
+
+def _sum(parts: Parts) -> int:
+    return sum(parts.values())
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """Bytes of a rank by phase and part, host memory while loading, and seconds by phase."""
+
+    phases: dict[str, Parts]
+    host_load: int
+    seconds: dict[str, float]
+    hardware: Hardware
+
+    def total(self, phase: str) -> int:
+        return _sum(self.phases[phase])
+
+    @property
+    def peak(self) -> int:
+        """Largest total of the phases of a step (not of loading)."""
+        return max(self.total(phase) for phase in self.phases if phase != "load")
+
+    def lines(self) -> list[str]:
+        names = list(self.phases)
+        rows = list(dict.fromkeys(part for parts in self.phases.values() for part in parts))
+        table = [f"{'memory of a rank, GiB':<22}" + "".join(f"{name:>15}" for name in names)]
+        for row in rows:
+            cells = "".join(f"{self.phases[name].get(row, 0) / GIB:15.3f}" for name in names)
+            table.append(f"  {row:<20}{cells}")
+        table.append(f"  {'sum':<20}" + "".join(f"{self.total(name) / GIB:15.3f}" for name in names))
+        room = f" of {self.hardware.memory / GIB:.1f}" if self.hardware.memory else " beside the libraries' own"
+        table.append(f"peak of a step         {self.peak / GIB:.3f} GiB a rank{room} ({self.hardware.name})")
+        if self.hardware.memory and self.peak > self.hardware.memory:
+            table.append("                       does not fit: see docs/architecture.md, 'Memory and time model'")
+        table.append(f"host memory, loading   {self.host_load / GIB:.3f} GiB in a process that reads the weights")
+        times = ", ".join(f"{name} {value:.3g}" for name, value in self.seconds.items())
+        table.append(f"seconds of a step      {sum(self.seconds.values()):.3g} ({times})")
+        return table
+
+
+def estimate(
+    config: "PPOConfig", shapes: Mapping[str, ModelShape], hardware: Hardware, prompt_tokens: int | None = None
+) -> Estimate:
+    """Memory and time of one rank.
+
+    Args:
+        shapes: of ``actor``, and of ``ref`` and ``critic`` where they differ from it.
+        prompt_tokens: of a usual prompt; None: data.max_prompt_length.
+    """
+    prompt = min(prompt_tokens or config.data.max_prompt_length, config.data.max_prompt_length)
+    return _Estimator(config, shapes, hardware, prompt).result()
+
+
+class _Estimator:
+    """Puts the roles of one configuration together, phase by phase."""
+
+    def __init__(self, config: "PPOConfig", shapes: Mapping[str, ModelShape], hardware: Hardware, prompt: int) -> None:
+        self.config, self.hardware, self.prompt = config, hardware, prompt
+        self.on_gpu = hardware.memory is not None
+        worker, world = config.worker, config.trainer.world_size
+        actor = worker.actor
+        self.roles = {
+            "actor": role_of(
+                shapes["actor"], actor.fsdp, actor.offload, world, batch=actor, lora=actor.model.lora, hardware=hardware
+            )
+        }
+        if config.use_reference:
+            shape = shapes.get("ref", shapes["actor"])
+            self.roles["ref"] = role_of(
+                shape, worker.ref.fsdp, worker.ref.offload, world, batch=None, hardware=hardware
+            )
+        if config.use_critic:
+            critic, shape = worker.critic, shapes.get("critic", shapes["actor"])
+            self.roles["critic"] = role_of(
+                shape,
+                critic.fsdp,
+                critic.offload,
+                world,
+                batch=critic,
+                lora=critic.model.lora,
+                hardware=hardware,
+                heads=0,
+            )
+
+    def result(self) -> Estimate:
+        phases = {"load": self._load(), "rollout": self._rollout()}
+        if not self.config.exactly_on_policy:
+            phases["log-probs"] = self._scoring("actor")
+        if "ref" in self.roles:
+            phases["reference"] = self._scoring("ref")
+        if "critic" in self.roles:
+            phases["values"] = self._scoring("critic")
+            phases["update critic"] = self._update("critic")
+        phases["update actor"] = self._update("actor")
+        if not self.on_gpu:
+            for parts in phases.values():
+                parts["heap slack"] = int(HEAP_SLACK * sum(parts.get(name, 0) for name in PASSING))
+        whole = max(role.parameters * role.keep for role in self.roles.values())
+        return Estimate(phases, whole, self._seconds(list(phases)), self.hardware)
+
+    def _resident(self, active: str | None, *, updating: bool = False) -> Parts:
+        """What lies on the device while ``active`` works: all but what is moved away. Moments come for an update."""
+        here = {name: role for name, role in self.roles.items() if name == active or not role.weights_away}
+        moments = sum(
+            role.optimizer
+            for name, role in self.roles.items()
+            if (updating and name == active) or not role.optimizer_away
+        )
+        left = sum(role.left_gathered for name, role in here.items() if name == "ref" and name != active)
+        parts = {"weights": sum(role.weights for role in here.values()), "optimizer": moments, "gathered": left}
+        if not self.on_gpu:
+            parts["engine"] = int(self._engine_weights() * (1 + CPU_PACKING)) + self._kv_cache()
+            parts["runtime"] = CPU_RUNTIME
+        return parts
+
+    def _engine_weights(self) -> int:
+        rollout = self.config.worker.rollout
+        shape = self.roles["actor"].shape
+        return shape.parameters * _bytes(rollout.dtype) // rollout.tensor_parallel_size
+
+    def _kv_cache(self) -> int:
+        return int(os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")) * GIB
+
+    def _load(self) -> Parts:
+        """Roles are built one after the other, then the engine. On the CPU the reader holds the last model twice."""
+        roles = list(self.roles.values())
+        if not self.on_gpu:
+            parts = {"weights": sum(role.weights for role in roles), "runtime": CPU_RUNTIME}
+            return parts | {"whole model": roles[-1].parameters * roles[-1].keep}
+        staying = sum(role.weights for role in roles if not role.weights_away)
+        building = staying + max(role.weights for role in roles if role.weights_away or role is roles[-1])
+        return max({"weights": building}, {"weights": staying, "engine": self._engine_share()}, key=_sum)
+
+    def _engine_share(self) -> int:
+        return int(self.config.worker.rollout.gpu_memory_utilization * self.hardware.memory)
+
+    def _rollout(self) -> Parts:
+        """On the GPU the fuller of the weight sync, when the KV cache is still away, and of sampling."""
+        parts, rollout, actor = self._resident(None), self.config.worker.rollout, self.roles["actor"]
+        if self.on_gpu:
+            sync = self._resident("actor") | {"engine": self._engine_weights()}
+            return max(parts | {"engine": self._engine_share()}, sync, key=_sum)
+        shape, c = actor.shape, _bytes(rollout.dtype)
+        samples = self.config.data.rollout_batch_size * rollout.n // self.config.rollout_replicas
+        tokens = min(samples * self.prompt, max(rollout.max_num_batched_tokens, self.prompt))
+        largest = shape.vocab * shape.hidden * (actor.keep + c)
+        return parts | {"activations": max(forward_activations(shape, tokens, c), largest)}
+
+    def _micro(self, name: str, *, update: bool) -> Micro:
+        settings = getattr(self.config.worker, "critic" if name == "critic" else "actor")
+        return micro_batch(self.config, settings, self.prompt, update=update)
+
+    def _scoring(self, name: str) -> Parts:
+        """A forward pass without gradients."""
+        role, micro = self.roles[name], self._micro(name, update=False)
+        parts = self._resident(name)
+        parts["gathered"] += role.gathered
+        parts["activations"] = forward_activations(role.shape, micro.tokens, role.compute)
+        # Logits, their fp32 copy if they are not fp32, and the log-softmax.
+        each = 8 if role.compute == 4 else role.compute + 8
+        parts["logits"] = 0 if name == "critic" else micro.responses * role.shape.vocab * each
+        return parts
+
+    def _update(self, name: str) -> Parts:
+        """The fullest of four moments: at the head, in the last layer, at the embedding, in the optimiser."""
+        role, micro = self.roles[name], self._micro(name, update=True)
+        base = self._resident(name, updating=True) | {"gradients": role.gradients}
+        saved = saved_activations(role, micro.tokens, on_gpu=self.on_gpu)
+        working = working_activations(role, micro.tokens, on_gpu=self.on_gpu)
+        # log_softmax and two gradients, in fp32 (the logits themselves are gone by then).
+        logits = 0 if name == "critic" else 12 * micro.responses * role.shape.vocab
+        share = role.trained / role.parameters
+        outer = int(role.outer * share)
+        reduced = role.reduce / role.compute
+        layer = int(role.layer * share * (1 + reduced))
+        moments = [
+            {"gathered": role.gathered, "activations": saved, "logits": logits},
+            {"gathered": role.gathered, "unsharded gradients": outer + layer, "activations": saved + working},
+            {"gathered": role.outer, "unsharded gradients": int(outer * (1 + reduced * (1 + 1 / role.ranks)))},
+            {"activations": 4 * 4 * role.shape.vocab * role.shape.hidden // role.ranks if role.bf16_moments else 0},
+        ]
+        if role.shape.tied and role.trained == role.parameters:
+            # The head's gradient waits for the embedding's, and the sum of both is a third copy.
+            moments[2]["unsharded gradients"] += outer
+        worst = max(moments, key=_sum)
+        return base | worst | {"gathered": base["gathered"] + worst.get("gathered", 0)}
+
+    def _seconds(self, phases: list[str]) -> dict[str, float]:
+        config, actor = self.config, self.config.worker.actor
+        samples = config.data.rollout_batch_size * config.worker.rollout.n
+        work = Work(
+            samples=samples,
+            prompts=config.data.rollout_batch_size,
+            prompt_tokens=self.prompt,
+            response_tokens=config.data.max_response_length,
+            world=config.trainer.world_size,
+            ranks_per_node=config.trainer.n_gpus_per_node,
+            engines=config.rollout_replicas,
+            engine_bytes=self._engine_weights(),
+            kv_bytes_per_token=self.roles["actor"].shape.kv_bytes_per_token
+            * _bytes(config.worker.rollout.dtype)
+            // (2 * config.worker.rollout.tensor_parallel_size),
+        )
+        tokens = samples * (self.prompt + work.response_tokens) // work.world
+        micros = {
+            phase: -(-tokens // self._micro(role_name(phase), update=phase.startswith("update")).tokens)
+            for phase in phases
+        }
+        return phase_seconds(phases, self.roles, work, micros, actor.ppo_epochs, self.hardware)
+
+
+# ---- from files ---------------------------------------------------------------------------------------------------
+def describe(config: "PPOConfig", rows: list[Mapping[str, Any]]) -> list[str]:
+    """The estimate of a configuration on this machine, as lines; or the reason why there is none."""
+    worker = config.worker
+    paths = {"actor": worker.actor.model.model_path}
+    paths |= {"ref": worker.ref.model.model_path or paths["actor"]}
+    paths |= {"critic": worker.critic.model.model_path or paths["actor"]}
+    try:
+        shapes = {name: _shape(path, worker.actor.model.override_config) for name, path in paths.items()}
+        lengths = [len(str(row[config.data.prompt_key])) for row in rows]
+        # Chat markup, about; a template of one's own is not looked at.
+        prompt = 8 + sum(lengths) // max(1, len(lengths)) // CHARACTERS_PER_TOKEN
+        return estimate(config, shapes, Hardware.here(worker.actor.fsdp.mp_param_dtype), prompt).lines()
+    except (ValueError, OSError) as error:
+        return [f"memory and time        no estimate: {error}"]
+
+
+def _shape(path: str, override: Mapping[str, Any]) -> ModelShape:
+    file = Path(path).expanduser() / "config.json"
+    if not file.is_file():
+        from huggingface_hub import try_to_load_from_cache
+
+        cached = try_to_load_from_cache(path, "config.json")
+        if not isinstance(cached, str):
+            raise ValueError(f"{path} is not on this machine yet")
+        file = Path(cached)
+    return ModelShape.of(json.loads(file.read_text(encoding="utf-8")) | dict(override))

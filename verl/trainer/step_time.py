@@ -1,0 +1,149 @@
+"""Seconds of a step's phases: operations and bytes, divided by what the hardware can do times a stated efficiency.
+
+Left out: the driver, the reward function, validation and checkpoints. Responses count at full length, so a run whose
+responses end early is faster.
+"""
+
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..utils.flops import Device, find_device, forward_flops
+
+if TYPE_CHECKING:
+    from .estimate import Role
+
+EFFICIENCY = {"training": 0.4, "prefill": 0.4, "decode bandwidth": 0.6, "link": 0.6}
+"""share of the peak that a phase reaches"""
+NETWORK = 50e9
+"""bytes a second and GPU between machines: one 400 Gbit/s adapter for each"""
+ENGINE_STEP_S = 5e-3
+"""what an engine step costs beside the model: scheduling and sampling"""
+CPU_BANDWIDTH = 10e9
+MAX_SEQUENCES = 512
+"""sequences an engine works on at once, at most (FSDPWorker asks for as many)"""
+
+
+@dataclass(frozen=True)
+class Hardware:
+    """What a rank runs on."""
+
+    name: str
+    memory: int | None
+    """bytes of the GPU; None on a CPU"""
+    flops: float
+    """peak operations a second of a rank"""
+    bandwidth: float
+    link: float
+    """bytes a second to other ranks of the machine"""
+
+    @classmethod
+    def gpu(cls, name: str, memory: int) -> "Hardware":
+        """A GPU by its driver's name.
+
+        Raises:
+            ValueError: its speed is not known.
+        """
+        device: Device | None = find_device(name)
+        if device is None:
+            raise ValueError(f"the speed of {name} is not known; add it to DEVICES in verl/utils/flops.py")
+        return cls(name, memory, device.flops, device.bandwidth, device.link)
+
+    @classmethod
+    def here(cls, dtype: str) -> "Hardware":
+        """This machine's GPU, or its CPU with the speed of a matrix product in ``dtype``, measured."""
+        if torch.cuda.is_available():
+            return cls.gpu(torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory)
+        matrix = torch.ones(768, 768, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
+        seconds = []
+        for _ in range(3):
+            start = time.perf_counter()
+            matrix @ matrix
+            seconds.append(time.perf_counter() - start)
+        return cls("CPU", None, 2 * 768**3 / min(seconds), CPU_BANDWIDTH, CPU_BANDWIDTH)
+
+
+@dataclass(frozen=True)
+class Work:
+    """What a step has to do, over all ranks."""
+
+    samples: int
+    prompts: int
+    prompt_tokens: int
+    response_tokens: int
+    world: int
+    ranks_per_node: int
+    engines: int
+    engine_bytes: int
+    """the engine's weights on one rank"""
+    kv_bytes_per_token: int
+    """on one rank"""
+
+
+def role_name(phase: str) -> str:
+    """The role that works in a phase."""
+    return {"reference": "ref", "values": "critic", "update critic": "critic"}.get(phase, "actor")
+
+
+def phase_seconds(
+    phases: list[str],
+    roles: Mapping[str, "Role"],
+    work: Work,
+    micro_batches: Mapping[str, int],
+    epochs: int,
+    hardware: Hardware,
+) -> dict[str, float]:
+    """Seconds of each of ``phases`` and of the weight sync.
+
+    Args:
+        micro_batches: micro-batches of a rank's whole share, by phase.
+    """
+    # The ranks of a CPU machine share its cores.
+    rank_flops = hardware.flops if hardware.memory else hardware.flops / work.ranks_per_node
+    length = work.prompt_tokens + work.response_tokens
+    seconds = {"sync": _link_seconds(roles["actor"], work, hardware, roles["actor"].parameters * roles["actor"].keep)}
+    for phase in phases:
+        if phase == "load":
+            continue
+        if phase == "rollout":
+            seconds[phase] = _rollout(roles["actor"], work, hardware, rank_flops)
+            continue
+        role = roles[role_name(phase)]
+        forward = forward_flops(role.shape, work.samples * length, [length] * work.samples)
+        updates = phase.startswith("update")
+        passes = (4 if role.checkpointing else 3) * epochs if updates else 1
+        compute = passes * forward / work.world / rank_flops / EFFICIENCY["training"]
+        # Every micro-batch gathers the weights, an update once more for its backward pass, and reduces gradients.
+        moved = role.parameters * role.compute * (2 if updates and role.full_shard else 1)
+        moved += role.trained * role.reduce if updates else 0
+        link = _link_seconds(role, work, hardware, moved * micro_batches[phase]) * (epochs if updates else 1)
+        seconds[phase] = max(compute, link)  # FSDP moves the next layer while this one computes
+    return seconds
+
+
+def _link_seconds(role: "Role", work: Work, hardware: Hardware, size: int) -> float:
+    """Time to gather ``size`` bytes over the ranks that share the weights; their slowest connection decides."""
+    if role.ranks == 1:
+        return size / hardware.bandwidth / EFFICIENCY["link"]
+    speed = hardware.link if role.ranks <= work.ranks_per_node else min(hardware.link, NETWORK)
+    return size * (role.ranks - 1) / role.ranks / speed / EFFICIENCY["link"]
+
+
+def _rollout(actor: "Role", work: Work, hardware: Hardware, rank_flops: float) -> float:
+    """Prefill of every prompt once (its samples share the prefix), then one engine step for each response token."""
+    tensor_parallel = work.world // work.engines
+    speed = rank_flops * tensor_parallel
+    prompt_flops = forward_flops(actor.shape, work.prompt_tokens, [work.prompt_tokens])
+    prefill = prompt_flops * work.prompts / work.engines / speed / EFFICIENCY["prefill"]
+    samples = -(-work.samples // work.engines)
+    at_once = min(samples, MAX_SEQUENCES)
+    context = work.prompt_tokens + work.response_tokens / 2
+    read = work.engine_bytes + at_once * context * work.kv_bytes_per_token
+    token = forward_flops(actor.shape, 1, []) + 4 * actor.shape.layers * actor.shape.query * context
+    step = max(
+        read / hardware.bandwidth / EFFICIENCY["decode bandwidth"], at_once * token / speed / EFFICIENCY["prefill"]
+    )
+    return prefill + -(-samples // at_once) * work.response_tokens * (step + ENGINE_STEP_S)
