@@ -12,7 +12,7 @@ launch_start() { # KEY=VALUE...: fills in defaults; the words are handed to the 
     : "${NAME:=$(basename "${CONFIG%%,*}" .yaml)}" "${METHOD:=ReBO}" "${REFERENCE:=rs}" "${RS:=1}" "${DRY_RUN:=0}"
     : "${RS_CONFIG:=RS/configs/rt.yaml}" "${RS_EPOCH:=2}" "${RS_ARGS:=}" "${EVAL_ARGS:=}"
     : "${TRAIN_FILE:=rl_rejection_with_fb_neighbor_target.json}"
-    : "${LOG_ROOT:=log/$SUITE/$MODEL_TAG}" "${RESULTS:=results/$SUITE/$MODEL_TAG}"
+    : "${RS_ROOT:=log/RS/rt_full/$MODEL_TAG}" "${LOG_ROOT:=log/$SUITE/$MODEL_TAG}" "${RESULTS:=results/$SUITE/$MODEL_TAG}"
     : "${GPUS:=$(launch_count_gpus)}"
     launch_words=("$@")
     read -ra launch_rs_words <<<"$RS_ARGS"
@@ -98,14 +98,15 @@ launch_evaluate() { # ROW MODEL DATA
 launch_run() { # DATA_FOLDER: one target through every stage; fails with the first stage that fails
     local data=$1 start=$MODEL reference=() tuned
     launch_target=$(basename "$data")
-    local rs=$LOG_ROOT/rs/$launch_target run=$LOG_ROOT/$NAME/$launch_target
+    local rs=$RS_ROOT/$launch_target run=$LOG_ROOT/$NAME/$launch_target runner=(python3)
     launch_folder=$run
     if [[ $DRY_RUN == 0 && ! -d $data ]]; then
         launch_failed+=("$launch_target: there is no folder $data; data/prepare_$SUITE.py makes it")
         return 1
     fi
     if [[ $RS == 1 ]]; then
-        launch_stage rs "$rs" torchrun --standalone --nproc_per_node="$GPUS" RS/train.py config="$RS_CONFIG" \
+        if ((GPUS > 1)); then runner=(torchrun --standalone --nproc_per_node="$GPUS"); fi
+        launch_stage rs "$rs" "${runner[@]}" RS/train.py config="$RS_CONFIG" \
             model="$MODEL" data="$data/reject_target.json" output_dir="$rs" "${launch_rs_words[@]}" || return 1
         start=$rs/epoch_$RS_EPOCH
     fi

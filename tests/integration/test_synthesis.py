@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import make_tokenizer
+from tests.conftest import CHAT_TEMPLATE, make_tokenizer
 from tests.scripted_endpoint import Reply, ScriptedModel, Server, completion
 from verl.utils.chat import encode_example
 from verl.utils.endpoint import AnswerCache, request_key
@@ -86,6 +86,7 @@ def learn(folder: Path, conversations: list[tuple[list[dict], str]]) -> Path:
         r for _, r in conversations
     ]
     tokenizer = make_tokenizer().train_new_from_iterator(texts, 600, show_progress=False)
+    tokenizer.chat_template = CHAT_TEMPLATE
     torch.manual_seed(0)
     model = LlamaForCausalLM(
         LlamaConfig(

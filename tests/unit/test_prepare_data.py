@@ -12,10 +12,12 @@ import pytest
 
 from data import prepare_rwku
 from data.common import sources
-from data.common.files import dump_rows
+from data.common.files import MANIFEST, dump_rows
 from data.common.probes import ProbeIndex
 from data.common.splits import group_rows, split_validation
+from data.prepare_muse import PARTS
 from data.prepare_rwku import RL_FILE, RS_FILE, VAL_FILE
+from data.synthesize_boundary import ANSWERS, REPORT
 from verl.utils.errors import ConfigError, DataError
 from verl.utils.text import normalize
 
@@ -380,3 +382,9 @@ def test_a_published_target_is_prepared_whole(shared_data, tmp_path):
     for name in ("forget_level3.json", "retain_mmlu.json", "forget_mia.json"):
         assert (folder / name).read_bytes() == (published / name).read_bytes()
     assert not (folder / "rl_rejection_eval_target.json").exists()
+
+
+def test_the_readme_describes_every_file():
+    text = (Path(prepare_rwku.__file__).parent / "README.md").read_text()
+    names = [*prepare_rwku.FILES, *(f"{part}.json" for part in PARTS), MANIFEST, REPORT, ANSWERS]
+    assert [name for name in names if f"`{name}`" not in text] == []

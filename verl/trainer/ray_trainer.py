@@ -246,11 +246,11 @@ class RayPPOTrainer:
         return reward_metrics(scores, [one["split"] for one in dialogues], prefix="val/reward")
 
     def _note_best(self, metrics: dict[str, float]) -> None:
-        """Remember the step whose validation is best; among equals the earliest."""
+        """Remember the step whose validation is best; among equals the latest, which has learnt more."""
         key = self.config.trainer.best_key
         if key not in metrics:
             raise TrainingError(f"trainer.best_key={key}: validation gave {', '.join(sorted(metrics))}")
-        if metrics[key] > self.best.get("best_val_reward_score", float("-inf")):
+        if metrics[key] >= self.best.get("best_val_reward_score", float("-inf")):
             self.best = {"best_global_step": self.step, "best_val_reward_score": metrics[key]}
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------

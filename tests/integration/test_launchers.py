@@ -1,0 +1,66 @@
+"""run_rwku.sh on the real stack: a good and a broken target, a tiny model, and a second launch with nothing to do."""
+
+import json
+import os
+import re
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from data.atlas.people import build_world
+from data.atlas.world import write_world
+
+ROOT = Path(__file__).resolve().parents[2]
+SMALL = ["trainer.max_steps=2", "trainer.val_freq=1", "trainer.save_freq=1", "data.rollout_batch_size=4"]
+SMALL += ["worker.actor.global_batch_size=4", "worker.rollout.n=2", "data.max_prompt_length=160"]
+
+
+@pytest.fixture(scope="module")
+def target_folders(tmp_path_factory) -> Path:
+    """Atlas' target folders; the RL file of target 2 cannot be parsed."""
+    folder = tmp_path_factory.mktemp("world")
+    write_world(build_world(3), folder)
+    [broken] = (folder / "Target").glob("2_*/rl_rejection_with_fb_neighbor_target.json")
+    broken.write_text("[")
+    return folder / "Target"
+
+
+def launch(folder: Path, target_folders: Path, model: Path) -> subprocess.CompletedProcess:
+    places = {"LOG_ROOT": f"{folder}/log", "RS_ROOT": f"{folder}/log/rs", "RESULTS": f"{folder}/results"}
+    settings = {
+        "MODEL": str(model),
+        "DATA": str(target_folders),
+        "TARGETS": "2 1",
+        "CONFIG": "examples/grpo_rj_rl.yaml,examples/atlas.yaml",
+        "RS_CONFIG": "RS/configs/atlas.yaml",
+        "RS_EPOCH": "1",
+        "RS_ARGS": "num_train_epochs=1",
+        "EVAL_ARGS": "parts=[forget,neighbor] prompt_style=plain bootstrap_samples=20",
+        "GPUS": "1",
+    }
+    command = ["bash", str(ROOT / "run_rwku.sh"), *SMALL]
+    environment = os.environ | settings | places
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=540)
+
+
+def test_from_targets_to_table_around_a_broken_target(tmp_path, target_folders, tiny_model):
+    first = launch(tmp_path, target_folders, tiny_model)
+    good, broken = ([path.name for path in target_folders.glob(f"{number}_*")][0] for number in (1, 2))
+    assert first.returncode == 1, first.stdout + first.stderr
+    assert f"== finished: 1 ({good})" in first.stdout
+    [log] = re.findall(rf"FAILED: {broken}: rebo failed, (\S+)", first.stdout)
+    assert "is not valid JSON" in Path(log).read_text()
+
+    results = [json.loads((tmp_path / f"results/{row}/{good}/results.json").read_text()) for row in ("base", "rs")]
+    rebo = json.loads((tmp_path / f"results/grpo_rj_rl/{good}/results.json").read_text())
+    assert len({document["model"]["weights_sha256"] for document in (*results, rebo)}) == 3
+    assert rebo["selection"]["chosen_on_validation"] is True
+    table = (tmp_path / "results/tables/grpo_rj_rl_rule/table.md").read_text()
+    assert [method for method in ("Original", "RS", "ReBO") if f"| {method}" in table] == ["Original", "RS", "ReBO"]
+
+    done = sorted(tmp_path.rglob("DONE"))
+    times = [path.stat().st_mtime_ns for path in done]
+    second = launch(tmp_path, target_folders, tiny_model)
+    assert second.returncode == 1 and f"== finished: 1 ({good})" in second.stdout
+    assert [path.stat().st_mtime_ns for path in done] == times

@@ -1,0 +1,154 @@
+"""How run_rwku.sh goes on, skips, fails and stops. The commands themselves are played by a stub."""
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+STUB = """#!/usr/bin/env bash
+# Plays every command of a launcher: notes the call, fails or waits where told to, writes what the command would leave.
+for word in "$@"; do
+    case $word in
+    output_dir=* | trainer.run_dir=* | out=*) folder=${word#*=} ;;
+    *verl.trainer.main) stage=rebo ;;
+    *verl.eval.main) stage=eval ;;
+    */train.py) stage=rs ;;
+    */make_table.py) stage=table ;;
+    esac
+done
+[[ -n ${stage:-} ]] || exec "$REAL_PYTHON" "$@"
+echo "$stage $folder $*" >>"$CALLS"
+[[ "$stage $folder" == ${FAIL:-nothing} ]] && echo "it broke" && exit 3
+if [[ "$stage $folder" == ${WAIT:-nothing} ]]; then
+    trap 'echo terminated >>"$CALLS"; exit 143' TERM
+    touch "$CALLS.waiting"
+    for _ in {1..100}; do sleep 0.1; done
+fi
+mkdir -p "$folder"
+if [[ $stage == rebo ]]; then
+    mkdir -p "$folder/checkpoints"
+    echo '{"last_global_step": 20, "best_global_step": 15}' >"$folder/checkpoints/checkpoint_tracker.json"
+fi
+touch "$folder/DONE"
+"""
+
+
+@pytest.fixture
+def tree(tmp_path):
+    """A copy of the launchers with an environment in which the stub stands for python3, and targets 1, 2 and 10."""
+    for name in ("run_rwku.sh", "run_muse.sh", "scripts/launch_lib.sh"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        shutil.copy(ROOT / name, tmp_path / name)
+    (tmp_path / "scripts" / "setup_env.sh").write_text("")
+    (tmp_path / "bin").mkdir()
+    for name in ("python3", "torchrun"):
+        (tmp_path / "bin" / name).write_text(STUB)
+        (tmp_path / "bin" / name).chmod(0o755)
+    for name in ("1_Ann_Lee", "2_Bo_O'Neil", "10_Prince_Harry,_Duke"):
+        (tmp_path / "data" / name).mkdir(parents=True)
+    return tmp_path
+
+
+def settings(tree: Path, **environment: str) -> dict[str, str]:
+    return {
+        **os.environ,
+        "PATH": f"{tree / 'bin'}:{os.environ['PATH']}",
+        "REAL_PYTHON": sys.executable,
+        "CALLS": str(tree / "calls"),
+        "DATA": "data",
+        "MODEL": "models/m",
+        "GPUS": "1",
+        "TARGETS": "1 2 10",
+        **environment,
+    }
+
+
+def launch(tree: Path, **environment: str) -> subprocess.CompletedProcess:
+    command = ["bash", str(tree / "run_rwku.sh"), "algorithm.kl_coef=0.5"]
+    return subprocess.run(command, env=settings(tree, **environment), capture_output=True, text=True, timeout=60)
+
+
+def calls(tree: Path) -> list[str]:
+    return (tree / "calls").read_text().splitlines()
+
+
+def test_every_stage_runs_in_order_and_a_second_launch_runs_only_the_tables(tree):
+    result = launch(tree)
+    assert result.returncode == 0, result.stdout + result.stderr
+    stages = [line.split()[0] for line in calls(tree)]
+    assert stages == ["rs", "rebo", "eval", "eval", "eval"] * 3 + ["table"] * 2
+    rebo = [line for line in calls(tree) if line.startswith("rebo")]
+    assert all(line.endswith(" algorithm.kl_coef=0.5") for line in rebo)
+    evaluated = [line for line in calls(tree) if line.startswith("eval") and "/grpo_rj_rl/" in line]
+    assert all("global_step_15/actor/huggingface" in line for line in evaluated)  # the step that validation chose
+    (tree / "calls").unlink()
+    again = launch(tree)
+    assert again.returncode == 0
+    assert [line.split()[0] for line in calls(tree)] == ["table"] * 2
+    assert "by another command" not in again.stdout
+
+
+def test_only_done_counts_as_done(tree):
+    launch(tree, TARGETS="1")
+    (tree / "log/rwku/m/grpo_rj_rl/1_Ann_Lee/DONE").unlink()
+    (tree / "calls").unlink()
+    launch(tree, TARGETS="1")
+    assert [line.split()[0] for line in calls(tree)] == ["rebo", "table", "table"]
+
+
+def test_a_failed_target_does_not_stop_the_others_and_is_listed_with_its_log(tree):
+    result = launch(tree, FAIL="rebo *2_Bo_O'Neil")
+    assert result.returncode == 1
+    log = "log/rwku/m/grpo_rj_rl/2_Bo_O'Neil/rebo.log"
+    assert f"FAILED: 2_Bo_O'Neil: rebo failed, {log}" in result.stdout.splitlines()[-1]
+    assert "it broke" in (tree / log).read_text()
+    assert [line.split()[0] for line in calls(tree) if "10_Prince" in line and "table" not in line][-1] == "eval"
+    [table, _] = [line for line in calls(tree) if line.startswith("table")]
+    assert "base/1_Ann_Lee" in table and "base/10_Prince_Harry,_Duke'" in table and "Bo_O" not in table
+
+
+def test_a_target_without_data_is_listed(tree):
+    result = launch(tree, TARGETS="1 7_Nobody")
+    assert result.returncode == 1
+    assert "FAILED: 7_Nobody: there is no folder data/7_Nobody" in result.stdout
+    assert "7_Nobody" not in (tree / "calls").read_text()
+
+
+def test_a_stage_that_leaves_no_done_has_failed(tree):
+    stub = tree / "bin" / "python3"
+    stub.write_text(STUB.replace('touch "$folder/DONE"', '[[ $stage == eval ]] || touch "$folder/DONE"'))
+    result = launch(tree, TARGETS="1")
+    assert result.returncode == 1
+    assert "1_Ann_Lee: eval_base failed" in result.stdout
+
+
+def test_a_finished_stage_of_another_command_is_kept_and_named(tree):
+    launch(tree, TARGETS="1")
+    result = launch(tree, TARGETS="1", GPUS="2")
+    assert "by another command, see log/rwku/m/grpo_rj_rl/1_Ann_Lee/command.txt" in result.stdout
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_ends_the_running_stage_and_nothing_starts_after_it(tree, number, code):
+    process = subprocess.Popen(
+        ["bash", str(tree / "run_rwku.sh")],
+        env=settings(tree, WAIT="rebo *1_Ann_Lee"),
+        stdout=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
+    deadline = time.monotonic() + 30
+    while not (tree / "calls.waiting").exists() and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert calls(tree)[-1] == "terminated"
+    assert "FAILED: 1_Ann_Lee: interrupted" in output
+    assert not (tree / "log/rwku/m/grpo_rj_rl/1_Ann_Lee/DONE").exists()
