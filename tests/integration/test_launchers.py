@@ -1,4 +1,4 @@
-"""run_rwku.sh on the real stack: a good and a broken target, a tiny model, and a second launch with nothing to do."""
+"""run_rwku.sh on the real stack: a good and a broken target, a tiny model, then a second launch with nothing to do."""
 
 import json
 import os

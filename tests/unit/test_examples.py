@@ -158,7 +158,7 @@ def test_launcher_does_what_its_name_says(script, world, monkeypatch):
     assert "_abs" in config.worker.reward.reward_function_kwargs["preset"]
     assert ("_without_neighbor" in name) == values["data.train_files"].endswith("/rl_rejection_with_fb_target.json")
     assert ("/RS/" in model) == ("run_org" not in name)
-    assert ("/rs/" in (reference or model)) == ("_reject_ref_" in name)
+    assert ("/RS/" in (reference or model)) == ("_reject_ref_" in name)
     family = "Qwen2.5" if "_qwen_" in name else "Llama-3.1" if name.endswith("_3.1") else "Meta-Llama-3-8B"
     original = values_of(lines, "verl.eval.main")[0]["model"]
     assert original == "muse-bench/MUSE-Books_target" if script.parent.name == "MUSE" else family in original
