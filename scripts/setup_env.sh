@@ -83,6 +83,8 @@ _rule_setup() {
     fi
     # Writing bytecode is what makes every start after the first one fast.
     unset PYTHONDONTWRITEBYTECODE
+    # Threads that spin while they wait starve the other processes of a small machine.
+    export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
     export PYTHONPATH=$_rule_root${PYTHONPATH:+:$PYTHONPATH}
 }
 

@@ -69,7 +69,8 @@ class VLLMGenerator:
         limit = getattr(model_config, "max_position_embeddings", None)
         self.max_model_len = min(filter(None, (max_model_len or DEFAULT_MAX_MODEL_LEN, limit)))
         self.truncated = 0
-        self._reloadable = None if quantization else _all_but_weights(Path(model))
+        reloadable = quantization is None and tensor_parallel_size == 1
+        self._kept = _all_but_weights(Path(model)) if reloadable else None
         self._trust_remote_code = trust_remote_code
         self._own_process_group = not torch.distributed.is_initialized()
         self._engine: Any = vllm.LLM(
@@ -119,11 +120,15 @@ class VLLMGenerator:
 
         Returns:
             False, the engine being as it was, where the folder differs in more than its weights, or where the engine
-            quantises its weights.
+            quantises its weights or splits them over devices.
         """
-        if self._reloadable is None or _all_but_weights(Path(model)) != self._reloadable:
+        from verl.utils import vllm_env
+
+        if self._kept is None or _all_but_weights(Path(model)) != self._kept:
             return False
         self._engine.collective_rpc("reload_weights", kwargs={"weights_path": model})
+        if not vllm_env.has_accelerator():
+            self._engine.apply_model(_repack_head)
         self._engine.reset_prefix_cache()
         self.tokenizer = get_tokenizer(model, trust_remote_code=self._trust_remote_code)
         return True
@@ -186,6 +191,12 @@ def _all_but_weights(folder: Path) -> Any:
         found["tokenizer.json"].pop(ignored, None)
     found["eos"] = found.pop("generation_config.json", {}).get("eos_token_id")
     return found
+
+
+def _repack_head(model: Any) -> None:
+    """Renew the packed copy that CPU kernels make of the output head: vLLM's reload misses it where the head shares the
+    embedding's weights, so that the head would stay the old model's."""
+    model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
 
 
 def fit_left(ids: list[int], room: int, bos_token_id: int | None) -> list[int]:

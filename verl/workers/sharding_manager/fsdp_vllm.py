@@ -72,22 +72,28 @@ class FSDPVLLMShardingManager:
 @torch.no_grad()
 def exported_tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
     """(Hugging Face name, whole tensor) of every weight, LoRA adapters merged. A collective over the module's ranks."""
-    scales = {f"{name}.": part.scaling["default"] for name, part in module.named_modules() if hasattr(part, "lora_A")}
-    if not scales:
-        yield from full_tensors(module)
-        return
-    adapters: dict[str, torch.Tensor] = {}
+    scales = {name: part.scaling["default"] for name, part in module.named_modules() if hasattr(part, "lora_A")}
+    parts: dict[str, torch.Tensor] = {}  # of the adapted layer that comes next: base_layer.weight, lora_A, lora_B
     for name, tensor in full_tensors(module):
-        owner = next((prefix for prefix in scales if name.startswith(prefix)), None)
-        plain = name.removeprefix("base_model.model.")
-        if owner is None:
-            yield plain, tensor
-        elif ".base_layer.weight" in name:
-            adapters["base"] = tensor
-        elif ".lora_A." in name:
-            adapters["A"] = tensor
-        elif ".lora_B." in name:
-            merged = adapters["base"] + scales[owner] * (tensor.float() @ adapters["A"].float()).to(tensor.dtype)
-            yield plain.split(".lora_B.")[0] + ".weight", merged
+        owner, _, rest = _adapted(name, scales)
+        if rest.startswith(("base_layer.weight", "lora_A", "lora_B")):
+            parts[rest.split(".")[0]] = tensor
         else:
-            yield plain.replace(".base_layer", ""), tensor
+            yield _plain(name), tensor
+        if len(parts) == 3:
+            change = scales[owner] * (parts["lora_B"].float() @ parts["lora_A"].float())
+            yield _plain(f"{owner}.weight"), parts["base_layer"] + change.to(parts["base_layer"].dtype)
+            parts.clear()
+
+
+def _adapted(name: str, scales: dict[str, float]) -> tuple[str, str, str]:
+    """(module, ".", the rest of the name) if a weight belongs to a module with adapters."""
+    for marker in (".base_layer.", ".lora_A.", ".lora_B."):
+        owner, _, rest = name.partition(marker)
+        if rest and owner in scales:
+            return owner, ".", marker.strip(".") + "." + rest
+    return "", "", ""
+
+
+def _plain(name: str) -> str:
+    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")

@@ -1,0 +1,186 @@
+"""What a run is given: settings, files and rows. Everything that is wrong is said at once, and nothing is started."""
+
+import json
+
+import pytest
+
+from tests.training_kit import arguments
+from verl.trainer.config import PPOConfig, migrate
+from verl.trainer.data_loader import PromptLoader
+from verl.trainer.inert import inert_settings
+from verl.trainer.main import main
+from verl.trainer.preflight import make_plan
+from verl.utils.config import load
+from verl.utils.dataset import RLHFDataset, read_rows
+from verl.utils.errors import ConfigError, DataError
+from verl.utils.tokenizer import get_tokenizer
+
+
+def config(model, folder, *changes):
+    return load(PPOConfig, arguments(model, folder, "run", *changes), migrate)
+
+
+def test_every_problem_is_listed_in_one_error_with_exit_code_2(tiny_model, tmp_path, capsys):
+    wrong = [
+        "data.rollout_batch_size=9",
+        "worker.actor.clip_ratio_hgih=0.3",
+        "algorithm.kl_penalty=low_var",
+        "data.train_files=missing.json",
+        "worker.rollout.tensor_parallel_size=3",
+        "algorithm.rollout_is=token",
+        "worker.rollout.top_p=0.9",
+        "trainer.logger=[consol]",
+    ]
+    assert main(arguments(tiny_model, tmp_path, "run", *wrong)) == 2
+    error = capsys.readouterr().err
+    for text in (
+        "clip_ratio_hgih=0.3: unknown key; did you mean worker.actor.clip_ratio_high",
+        "must be one of kl, abs, mse, low_var_kl, full (did you mean low_var_kl?)",
+        "missing.json: there is no such file",
+        "worker.actor.global_batch_size=8: must divide data.rollout_batch_size=9; for example 3",
+        "worker.rollout.tensor_parallel_size=3: must divide the 2 ranks",
+        "renormalise the engine's log-probabilities",
+        "consol: must be one of console",
+    ):
+        assert text in error
+    assert not (tmp_path / "run").exists()
+
+
+def test_a_dry_run_prints_the_plan_and_writes_nothing(tiny_model, tmp_path, capsys):
+    assert main(arguments(tiny_model, tmp_path, "run", "trainer.dry_run=true")) == 0
+    output = capsys.readouterr().out
+    assert "training rows        24 (12 forget, 12 boundary)" in output
+    assert "samples a step       32 (16 a rank)" in output
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"prompt": "Who?"}, "has no column 'solution'"),
+        ({"prompt": "", "solution": ["<normal>", "x"]}, "column 'prompt' is empty"),
+        ({"prompt": "Who?", "solution": ["<refuse>", "x", "y"]}, 'must be "<reject>" \\(forget\\) or "<normal>"'),
+        ({"prompt": "Who?", "solution": ["<reject>", "x"]}, "must be .*target"),
+        ({"prompt": "Who?", "solution": ["<normal>", "x"], "images": ["a.png"]}, "is for text models"),
+    ],
+)
+def test_a_bad_row_is_named_with_its_number(tiny_model, tmp_path, row, message):
+    good = {"prompt": "Where?", "solution": ["<normal>", "x"]}
+    (tmp_path / "bad.json").write_text(json.dumps([good] * 8 + [row]))
+    with pytest.raises(ConfigError, match=f"row 8: .*{message}"):
+        config(tiny_model, tmp_path, f"data.train_files={tmp_path / 'bad.json'}")
+
+
+def test_old_names_are_accepted_with_a_warning_that_names_the_new(tiny_model, tmp_path, caplog):
+    old = ["trainer.total_episodes=3", "worker.reward.reward_type=function", "data.val_prompt_key=prompt"]
+    old += ["worker.actor.ulysses_sequence_parallel_size=1", f"data.output_result_dir={tmp_path / 'elsewhere'}"]
+    changed = [word for word in arguments(tiny_model, tmp_path, "run") if not word.startswith("trainer.run_dir")]
+    result = load(PPOConfig, [*changed, *old], migrate)
+    assert result.trainer.total_epochs == 3
+    assert result.trainer.run_dir == str(tmp_path / "elsewhere")
+    assert "trainer.total_episodes is now called trainer.total_epochs" in caplog.text
+    assert "worker.reward.reward_type=function has no effect any more" in caplog.text
+
+
+def test_rules_released_preset_key_reaches_the_reward(tiny_model, tmp_path):
+    words = [word for word in arguments(tiny_model, tmp_path, "run") if not word.startswith("worker.reward")]
+    preset = "worker.reward.score_function=forget_two_stage_abs_target"
+    reward = load(PPOConfig, [*words, preset], migrate).worker.reward
+    assert reward.reward_function_kwargs == {"preset": "forget_two_stage_abs_target"}
+    with pytest.raises(ConfigError, match="did you mean forget_two_stage_abs_target"):
+        load(PPOConfig, [*words, preset[:-1]], migrate)
+
+
+def test_settings_without_effect_are_named(tiny_model, tmp_path):
+    warnings = inert_settings(
+        config(
+            tiny_model,
+            tmp_path,
+            "algorithm.lam=0.95",
+            "worker.critic.cliprange_value=0.2",
+            "worker.actor.fsdp.use_orig_params=true",
+            "algorithm.kl_target=0.2",
+        )
+    )
+    assert [warning.split(":")[0] for warning in warnings] == [
+        "worker.actor.fsdp.use_orig_params=True",
+        "worker.critic=(section)",
+        "algorithm.lam=0.95",
+        "algorithm.kl_target=0.2",
+    ]
+    assert inert_settings(config(tiny_model, tmp_path)) == []
+
+
+def test_the_plan_counts_as_easyr1_does(tiny_model, tmp_path):
+    words = ["trainer.max_steps=null", "trainer.total_epochs=2", "data.rollout_batch_size=8"]
+    plan = make_plan(config(tiny_model, tmp_path, *words, "worker.actor.global_batch_size=4"))
+    assert (plan.steps_per_epoch, plan.total_steps) == (3, 6)
+    assert (plan.samples_per_step, plan.samples_per_rank, plan.updates_per_step) == (32, 16, 2)
+
+
+def test_only_a_single_update_of_the_sampling_policy_is_exactly_on_policy(tiny_model, tmp_path):
+    assert config(tiny_model, tmp_path).exactly_on_policy
+    for change in ("worker.actor.global_batch_size=4", "worker.actor.ppo_epochs=2", "algorithm.use_kl_loss=false"):
+        assert not config(tiny_model, tmp_path, change).exactly_on_policy
+
+
+def test_rows_come_from_json_jsonl_parquet_folders_and_splits(tmp_path):
+    import pyarrow
+    import pyarrow.parquet
+
+    rows = [{"prompt": "a", "answer": "b"}, {"prompt": "c", "answer": "d"}]
+    (tmp_path / "one.json").write_text(json.dumps({"train": rows[:1], "test": rows[1:]}))
+    (tmp_path / "two.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), tmp_path / "three.parquet")
+    assert read_rows(f"{tmp_path / 'one.json'}@test") == rows[1:]
+    assert read_rows([str(tmp_path / "two.jsonl"), str(tmp_path / "three.parquet")]) == rows + rows
+    (tmp_path / "one.json").unlink()
+    assert read_rows(str(tmp_path)) == rows + rows
+    for wrong in ("nowhere.json", str(tmp_path / "empty")):
+        with pytest.raises(DataError, match="there is no such file"):
+            read_rows(wrong)
+
+
+def dataset(model, folder, **options):
+    words = [word.split("=", 1)[1] for word in arguments(model, folder, "run") if word.startswith("data.train_files")]
+    options = {"answer_key": "solution", "max_prompt_length": 64} | options
+    return RLHFDataset(words[0], get_tokenizer(str(model)), **options)
+
+
+def test_prompts_are_padded_left_and_raw_ids_are_the_same_tokens(tiny_model, tmp_path):
+    item = dataset(tiny_model, tmp_path)[3]
+    mask, ids = item["attention_mask"].bool(), item["input_ids"]
+    assert ids.shape == (64,)
+    assert ids[mask].tolist() == item["raw_prompt_ids"]
+    assert not mask[: 64 - len(item["raw_prompt_ids"])].any()
+    assert item["position_ids"][mask].tolist() == list(range(int(mask.sum())))
+    assert (item["split"], item["ground_truth"][0]) == ("boundary", "<normal>")
+
+
+def test_over_long_prompts_are_left_out_or_an_error_never_cut(tiny_model, tmp_path):
+    lengths = [len(item["raw_prompt_ids"]) for item in map(dataset(tiny_model, tmp_path).__getitem__, range(24))]
+    limit = sorted(lengths)[12]
+    kept = dataset(tiny_model, tmp_path, max_prompt_length=limit)
+    assert len(kept) == sum(length <= limit for length in lengths) < 24
+    with pytest.raises(DataError, match=f"max_prompt_length={limit}"):
+        dataset(tiny_model, tmp_path, max_prompt_length=limit, filter_overlong_prompts=False)
+
+
+def test_the_format_prompt_goes_around_the_content_and_is_seen_by_the_reward(tiny_model, tmp_path):
+    item = dataset(tiny_model, tmp_path, format_prompt="Please: {{ content }}", max_prompt_length=128)[0]
+    assert item["prompt"].startswith("Please: Who wrote book 0?")
+
+
+def test_prompts_come_in_a_new_order_every_epoch_and_go_on_from_a_checkpoint(tiny_model, tmp_path):
+    rows = dataset(tiny_model, tmp_path)
+    loader = PromptLoader(rows, shuffle=True, seed=5)
+    seen = [list(loader.next(8).non_tensor_batch["uid"]) for _ in range(6)]
+    first, second = ([uid.split("-")[-1] for batch in part for uid in batch] for part in (seen[:3], seen[3:]))
+    assert sorted(first) == sorted(second) and first != second
+    assert len({uid for batch in seen for uid in batch}) == 48
+    resumed = PromptLoader(rows, shuffle=True, seed=5)
+    before = PromptLoader(rows, shuffle=True, seed=5)
+    for _ in range(4):
+        before.next(8)
+    resumed.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    assert [list(resumed.next(8).non_tensor_batch["uid"]) for _ in range(2)] == seen[4:]
