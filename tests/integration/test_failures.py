@@ -1,0 +1,110 @@
+"""What fails says where: rewards that raise or return none, ranks that raise or die. Real Ray, no model."""
+
+import os
+
+import numpy as np
+import pytest
+import torch
+
+from tests.training_kit import arguments
+from verl.protocol import DataProto
+from verl.single_controller import WorkerGroup
+from verl.single_controller.worker_group import WorkerError
+from verl.trainer.config import PPOConfig, migrate
+from verl.trainer.experience import ExperienceMaker, TrainingError
+from verl.utils.config import load
+from verl.utils.tokenizer import get_tokenizer
+
+REWARDS = """
+REWARD_TYPE = "{kind}"
+
+def compute_score(inputs):
+    {body}
+"""
+BODIES = {
+    "raises": ("sequential", "return 1 / (len(inputs['prompt']) - len('Who wrote book 1?'))", "ZeroDivision.*book 1"),
+    "ragged": ("batch", "return [{'overall': 1.0} | ({'x': 1.0} if i else {}) for i, _ in enumerate(inputs)]", "parts"),
+    "not_finite": ("batch", "return [{'overall': float('nan')} for _ in inputs]", "overall=nan.*a finite number"),
+    "too_few": ("batch", "return [{'overall': 1.0}]", "returned 1 for 2 samples"),
+    "no_overall": ("batch", "return [{'score': 1.0} for _ in inputs]", "return a dict with 'overall'"),
+}
+
+
+def experience(model, folder, name, *changes):
+    kind, body, _ = BODIES[name]
+    path = folder / f"{name}.py"
+    path.write_text(REWARDS.format(kind=kind, body=body))
+    words = [f"worker.reward.reward_function={path}:compute_score", *changes]
+    config = load(PPOConfig, arguments(model, folder, "run", *words), migrate)
+    return ExperienceMaker(config, get_tokenizer(str(model)), workers=None, loader=None)
+
+
+def two_samples() -> DataProto:
+    tensors = {"responses": torch.full((2, 3), 50), "response_mask": torch.ones(2, 3, dtype=torch.int64)}
+    columns = {
+        "prompt": ["Who wrote book 1?", "Who wrote the second book?"],
+        "ground_truth": ["a", "b"],
+        "split": ["forget", "boundary"],
+        "extra": [{}, {}],
+    }
+    return DataProto.from_dict(tensors, {key: np.array(value, dtype=object) for key, value in columns.items()})
+
+
+@pytest.mark.parametrize("name", BODIES)
+def test_a_reward_that_is_none_ends_the_run_with_step_and_prompt(name, ray_session, tiny_model, tmp_path):
+    with pytest.raises(TrainingError, match=f"step 7: .*{BODIES[name][2]}"):
+        experience(tiny_model, tmp_path, name).score(two_samples(), step=7)
+
+
+def test_tolerated_reward_errors_are_counted_and_score_zero(ray_session, tiny_model, tmp_path):
+    maker = experience(tiny_model, tmp_path, "raises", "trainer.tolerate_reward_errors=true")
+    assert maker.score(two_samples(), step=1) == [{"overall": 0.0}, {"overall": 0.0}]
+    assert maker.score(two_samples(), step=2) == [{"overall": 0.0}, {"overall": 0.0}]
+    assert maker.reward_errors == 2
+
+
+class FragileWorker:
+    """A rank that does as it is told."""
+
+    def __init__(self, config, rank):
+        self.rank = rank
+
+    def address(self):
+        return "127.0.0.1", 0
+
+    def connect(self, master, threads):
+        self.threads = threads
+
+    def double(self, data):
+        return DataProto.from_dict({"x": data.batch["x"] * 2})
+
+    def fail(self, rank):
+        if self.rank == rank:
+            raise ValueError("no such thing")
+
+    def die(self, rank):
+        if self.rank == rank:
+            os._exit(1)
+
+
+@pytest.fixture
+def group(ray_session):
+    group = WorkerGroup(FragileWorker, nnodes=1, ranks_per_node=2, with_gpus=False, config=None)
+    yield group
+    group.shutdown()
+
+
+def test_a_batch_is_shared_out_in_order_and_put_together_again(group):
+    batch = DataProto.from_dict({"x": torch.arange(8)})
+    assert torch.equal(DataProto.concat(group.split("double", batch)).batch["x"], torch.arange(8) * 2)
+    assert len(group.split("double", batch, ranks_per_share=2)) == 1
+
+
+def test_a_rank_that_raises_is_named(group):
+    with pytest.raises(WorkerError, match="rank 1 failed in fail: ValueError: no such thing"):
+        group.all("fail", 1)
+
+
+def test_a_rank_that_dies_is_named(group):
+    with pytest.raises(WorkerError, match="rank 1 died in die"):
+        group.all("die", 1)
