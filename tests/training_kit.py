@@ -11,10 +11,10 @@ from pathlib import Path
 import psutil
 
 from verl.trainer.config import PPOConfig, migrate
+from verl.trainer.main import read_datasets
 from verl.trainer.preflight import make_plan
 from verl.trainer.ray_trainer import RayPPOTrainer
 from verl.utils.config import load
-from verl.utils.dataset import RLHFDataset
 from verl.utils.logger.logger import read_metrics
 from verl.utils.tokenizer import get_tokenizer
 
@@ -131,13 +131,9 @@ def descendants(pid: int) -> list[psutil.Process]:
 def train(*argv: str) -> None:
     """A run in this process, under a Ray that is already there; closed again when it returns."""
     config = load(PPOConfig, list(argv), migrate)
-    data = config.data
     tokenizer = get_tokenizer(config.worker.actor.model.tokenizer)
-    train_rows, val_rows = (
-        RLHFDataset(files, tokenizer, data.prompt_key, data.answer_key, data.max_prompt_length)
-        for files in (data.train_files, data.val_files)
-    )
-    trainer = RayPPOTrainer(config, tokenizer, train_rows, val_rows, make_plan(config).total_steps)
+    rows, noisy, val = read_datasets(config, tokenizer)
+    trainer = RayPPOTrainer(config, tokenizer, rows, val, make_plan(config).total_steps, noisy)
     try:
         trainer.start()
         trainer.fit()

@@ -43,6 +43,7 @@ VARIANTS = {
     "lora": [f"{ACTOR}.model.lora.rank=8", f"{ACTOR}.optim.lr=3e-3", "trainer.n_gpus_per_node=2"],
     "offload_bf16": [*OFFLOAD, f"{ACTOR}.optim.strategy=adamw_bf16"],
     "online_filtering": ["algorithm.online_filtering=true", "trainer.max_try_make_batch=40"],
+    "extra_prompt": ["data.extra_prompt=Think first.", "worker.rollout.noise_rollout=2"],
     "replay": ["algorithm.replay.ratio=0.5", "algorithm.replay.collect_steps=2", "trainer.n_gpus_per_node=2"],
 }
 

@@ -11,7 +11,7 @@ from verl.trainer.inert import inert_settings
 from verl.trainer.main import main
 from verl.trainer.preflight import make_plan
 from verl.utils.config import load
-from verl.utils.dataset import RLHFDataset, read_rows
+from verl.utils.dataset import RLHFDataset, read_rows, with_extra_prompt
 from verl.utils.errors import ConfigError, DataError
 from verl.utils.tokenizer import get_tokenizer
 
@@ -184,3 +184,16 @@ def test_prompts_come_in_a_new_order_every_epoch_and_go_on_from_a_checkpoint(tin
         before.next(8)
     resumed.load_state_dict(json.loads(json.dumps(before.state_dict())))
     assert [list(resumed.next(8).non_tensor_batch["uid"]) for _ in range(2)] == seen[4:]
+
+
+def test_an_extra_prompt_is_taken_literally_and_goes_in_front(tiny_model, tmp_path):
+    template = with_extra_prompt("Say {{ no }}.", "Q: {{ content }}")
+    item = dataset(tiny_model, tmp_path, format_prompt=template, max_prompt_length=128)[0]
+    assert item["prompt"].startswith("Say {{ no }}.\n\nQ: Who wrote book 0?")
+    with pytest.raises(ConfigError, match="noise_rollout=2: needs data.extra_prompt"):
+        config(tiny_model, tmp_path, "worker.rollout.noise_rollout=2")
+
+
+def test_sequences_beyond_the_models_positions_are_refused(tiny_model, tmp_path):
+    with pytest.raises(ConfigError, match="needs 664 positions, the model has 512; set at most 448"):
+        config(tiny_model, tmp_path, "data.max_response_length=600")

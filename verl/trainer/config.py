@@ -63,6 +63,9 @@ class DataConfig:
     """PROMPTS of a validation batch; -1: all at once"""
     format_prompt: str | None = None
     """jinja template around each prompt (``{{ content }}``): a path ending in .jinja, or the text itself"""
+    extra_prompt: str | None = None
+    """text in front of the training prompts: of all, or of worker.rollout.noise_rollout samples of each group. What the
+    engine sees the trainer sees too"""
     override_chat_template: str | None = None
     """jinja chat template instead of the tokenizer's: a path ending in .jinja, or the text itself"""
     shuffle: bool = True
@@ -333,6 +336,11 @@ class PPOConfig:
         if self.algorithm.adv_estimator in ("grpo", "grpo_passk", "rloo") and rollout.n < 2:
             found.append(
                 f"worker.rollout.n={rollout.n}: {self.algorithm.adv_estimator} compares samples; set at least 2"
+            )
+        if rollout.noise_rollout and not self.data.extra_prompt:
+            found.append(
+                f"worker.rollout.noise_rollout={rollout.noise_rollout}: needs data.extra_prompt, the text that these "
+                "samples see; give it or set 0"
             )
         if self.algorithm.rollout_is != "off" and (rollout.top_p < 1 or rollout.top_k != -1):
             found.append(

@@ -4,15 +4,17 @@ import logging
 from itertools import count
 from typing import Any
 
+import numpy as np
 import ray
 import torch
 
 from ..protocol import DataProto, object_array, pad_dataproto_to_divisor
 from ..single_controller import WorkerGroup
+from ..utils.dataset import RLHFDataset
 from ..utils.errors import DataError
 from ..workers.reward.function import RewardError, RewardWorker
 from .config import PPOConfig
-from .data_loader import PromptLoader
+from .data_loader import PromptLoader, prompt_batch
 from .metrics import Timer, reward_metrics
 
 logger = logging.getLogger(__name__)
@@ -28,10 +30,19 @@ class ExperienceMaker:
     Args:
         workers: the ranks; ``generate_sequences`` is called on them.
         loader: where prompts come from.
+        noisy: the loader's rows with ``data.extra_prompt`` in front, for ``noise_rollout`` samples of each group.
     """
 
-    def __init__(self, config: PPOConfig, tokenizer: Any, workers: WorkerGroup, loader: PromptLoader) -> None:
+    def __init__(
+        self,
+        config: PPOConfig,
+        tokenizer: Any,
+        workers: WorkerGroup,
+        loader: PromptLoader,
+        noisy: RLHFDataset | None = None,
+    ) -> None:
         self.config, self.tokenizer, self.workers, self.loader = config, tokenizer, workers, loader
+        self.noisy = noisy
         reward = config.worker.reward
         self.reward = ray.remote(num_cpus=reward.num_cpus)(RewardWorker).remote(reward)
         self.reward_errors = 0
@@ -63,7 +74,7 @@ class ExperienceMaker:
         """Rows with ``token_level_scores`` (B, T) and their ``reward`` parts; for ReMax also ``reward_baselines``."""
         settings = self.config.worker.rollout
         with timer("gen"):
-            samples = self.generate(prompts, step, n=settings.n, temperature=settings.temperature)
+            samples = self._sample(prompts, step)
         with timer("reward"):
             scores = self.score(samples, step)
             samples.non_tensor_batch["reward"] = object_array(scores)
@@ -75,6 +86,20 @@ class ExperienceMaker:
                 baselines = torch.tensor([score["overall"] for score in greedy])
                 samples.batch["reward_baselines"] = baselines.repeat_interleave(settings.n)
         return samples
+
+    def _sample(self, prompts: DataProto, step: int) -> DataProto:
+        """n samples of each prompt side by side, the last ``noise_rollout`` of them from the prompt's noisy twin."""
+        settings = self.config.worker.rollout
+        noise = settings.noise_rollout
+        clean = self.generate(prompts, step, n=settings.n - noise, temperature=settings.temperature)
+        if not noise:
+            return clean
+        twins = prompt_batch([self.noisy[row] for row in prompts.non_tensor_batch["row"]], "noisy")
+        noisy = self.generate(twins, step, n=noise, temperature=settings.temperature)
+        noisy.non_tensor_batch["uid"] = prompts.non_tensor_batch["uid"].repeat(noise)  # one group with the clean ones
+        both = DataProto.concat([clean, noisy])
+        owners = [np.repeat(np.arange(len(prompts)), count) for count in (settings.n - noise, noise)]
+        return both[np.argsort(np.concatenate(owners), kind="stable")]
 
     def generate(
         self,

@@ -49,23 +49,13 @@ def run(config: PPOConfig) -> int:
     import ray
 
     from ..single_controller.worker_group import WorkerError
-    from ..utils.dataset import RLHFDataset
     from ..utils.tokenizer import get_tokenizer
     from .experience import TrainingError
     from .ray_trainer import RayPPOTrainer
 
     data, model = config.data, config.worker.actor.model
     tokenizer = get_tokenizer(model.tokenizer, data.override_chat_template, model.trust_remote_code)
-    options: dict[str, Any] = {
-        "prompt_key": data.prompt_key,
-        "answer_key": data.answer_key,
-        "max_prompt_length": data.max_prompt_length,
-        "format_prompt": data.format_prompt,
-        "filter_overlong_prompts": data.filter_overlong_prompts,
-        "filter_overlong_prompts_workers": data.filter_overlong_prompts_workers,
-    }
-    train = RLHFDataset(data.train_files, tokenizer, **options)
-    val = RLHFDataset(data.val_files, tokenizer, **options) if data.val_files else None
+    train, noisy, val = read_datasets(config, tokenizer)
     plan = make_plan(config, len(train))
     if plan.steps_per_epoch == 0:
         raise ConfigError(
@@ -75,7 +65,7 @@ def run(config: PPOConfig) -> int:
     for line in plan.lines():
         logger.info("%s", line)
     start_ray(config)
-    trainer = RayPPOTrainer(config, tokenizer, train, val, plan.total_steps)
+    trainer = RayPPOTrainer(config, tokenizer, train, val, plan.total_steps, noisy)
     try:
         trainer.start()
         trainer.fit()
@@ -88,6 +78,30 @@ def run(config: PPOConfig) -> int:
             ray.timeline(config.trainer.ray_timeline)
         trainer.close()
         ray.shutdown()
+
+
+def read_datasets(config: PPOConfig, tokenizer: Any) -> tuple[Any, Any, Any]:
+    """Training prompts; their twins with ``data.extra_prompt`` in front, or None; validation prompts, or None."""
+    from ..utils.dataset import RLHFDataset, with_extra_prompt
+
+    data, noisy = config.data, None
+    options: dict[str, Any] = {
+        "prompt_key": data.prompt_key,
+        "answer_key": data.answer_key,
+        "max_prompt_length": data.max_prompt_length,
+        "format_prompt": data.format_prompt,
+        "filter_overlong_prompts": data.filter_overlong_prompts,
+        "filter_overlong_prompts_workers": data.filter_overlong_prompts_workers,
+    }
+    val = RLHFDataset(data.val_files, tokenizer, **options) if data.val_files else None
+    extra = with_extra_prompt(data.extra_prompt, data.format_prompt) if data.extra_prompt else data.format_prompt
+    if config.worker.rollout.noise_rollout:
+        # Twins are found by row number, so none of them may be left out.
+        whole = options | {"format_prompt": extra, "filter_overlong_prompts": False}
+        noisy = RLHFDataset(data.train_files, tokenizer, **whole)
+    else:
+        options["format_prompt"] = extra
+    return RLHFDataset(data.train_files, tokenizer, **options), noisy, val
 
 
 def start_ray(config: PPOConfig) -> None:

@@ -3,6 +3,7 @@
 Reads the data and the reward file, but loads no model, no tokenizer and no Ray.
 """
 
+import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -57,7 +58,21 @@ def _model_problems(config: "PPOConfig") -> list[str]:
             found.append(f"worker.{role}.model.model_path={path}: there is no such folder, and it is no hub id")
         elif path is not None and Path(path).is_dir() and not (Path(path) / "config.json").is_file():
             found.append(f"worker.{role}.model.model_path={path}: has no config.json; give a Hugging Face folder")
-    return found
+    return found + _length_problems(config)
+
+
+def _length_problems(config: "PPOConfig") -> list[str]:
+    """Sequences longer than the model's positions, where its config.json is here and says how many it has."""
+    data, path = config.data, Path(config.worker.actor.model.model_path or "") / "config.json"
+    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+    limit = (settings | config.worker.actor.model.override_config).get("max_position_embeddings")
+    need = data.max_prompt_length + data.max_response_length
+    if limit is None or need <= limit:
+        return []
+    return [
+        f"data.max_response_length={data.max_response_length}: with data.max_prompt_length={data.max_prompt_length} it "
+        f"needs {need} positions, the model has {limit}; set at most {max(1, limit - data.max_prompt_length)}"
+    ]
 
 
 def _template_problems(config: "PPOConfig") -> list[str]:

@@ -43,13 +43,20 @@ class RayPPOTrainer:
 
     Args:
         train, val: datasets already read and tokenised; val may be None.
+        noisy: all rows of ``train``'s files with ``data.extra_prompt`` in front, under ``noise_rollout``.
         total_steps: training steps of the whole run.
     """
 
     def __init__(
-        self, config: PPOConfig, tokenizer: Any, train: RLHFDataset, val: RLHFDataset | None, total_steps: int
+        self,
+        config: PPOConfig,
+        tokenizer: Any,
+        train: RLHFDataset,
+        val: RLHFDataset | None,
+        total_steps: int,
+        noisy: RLHFDataset | None = None,
     ) -> None:
-        self.config, self.tokenizer, self.val = config, tokenizer, val
+        self.config, self.tokenizer, self.val, self.noisy = config, tokenizer, val, noisy
         self.loader = PromptLoader(train, shuffle=config.data.shuffle, seed=config.data.seed)
         self.total_steps, self.step = total_steps, 0
         algorithm = config.algorithm
@@ -75,7 +82,7 @@ class RayPPOTrainer:
             with_gpus=has_accelerator(),
             config=self.config,
         )
-        self.experience = ExperienceMaker(self.config, self.tokenizer, self.workers, self.loader)
+        self.experience = ExperienceMaker(self.config, self.tokenizer, self.workers, self.loader, self.noisy)
         self.workers.all("init_model")
         self._resume()
         write_text(trainer.run_folder / "config.yaml", to_yaml(self.config))

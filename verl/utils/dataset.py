@@ -222,6 +222,12 @@ class RLHFDataset:
         }
 
 
+def with_extra_prompt(extra_prompt: str, format_prompt: str | None) -> str:
+    """The ``format_prompt`` that puts a text, taken literally, in front of what ``format_prompt`` makes of a prompt."""
+    inner = read_template(format_prompt).strip() if format_prompt else "{{ content }}"
+    return "{% raw %}" + extra_prompt.strip() + "{% endraw %}\n\n" + inner
+
+
 def collate_fn(items: list[dict[str, Any]]) -> dict[str, Any]:
     """Stack a list of dataset items: tensors along a new first axis, everything else as object arrays."""
     batch: dict[str, Any] = {}

@@ -207,6 +207,8 @@ class RolloutConfig:
     """the engine"""
     n: int = 1
     """samples of a prompt"""
+    noise_rollout: int = 0
+    """of these n, samples whose prompt has data.extra_prompt in front; 0: extra_prompt, if given, is in front of all"""
     temperature: float = 1.0
     """sampling temperature; the trainer's log-probabilities are taken at the same one"""
     top_p: float = 1.0
@@ -242,6 +244,8 @@ class RolloutConfig:
 
     def problems(self) -> list[str]:
         found = positive(self, "n", "temperature", "tensor_parallel_size", "max_num_batched_tokens")
+        if not 0 <= self.noise_rollout < max(self.n, 1):
+            found.append(f"noise_rollout={self.noise_rollout}: must be at least 0 and less than n={self.n}")
         if not 0 < self.top_p <= 1:
             found.append(f"top_p={self.top_p}: must lie in (0, 1]")
         if self.top_k == 0 or self.top_k < -1:
