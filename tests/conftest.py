@@ -41,7 +41,7 @@ def make_tokenizer():
     return tokenizer
 
 
-def save_tiny_model(folder: Path, *, tied: bool = True, seed: int = 0) -> Path:
+def save_tiny_model(folder: Path, *, tied: bool = True, seed: int = 0, positions: int = 512) -> Path:
     """A random 2-layer Llama with grouped-query attention, in fp32, as a Hugging Face folder."""
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
@@ -55,7 +55,7 @@ def save_tiny_model(folder: Path, *, tied: bool = True, seed: int = 0) -> Path:
         num_hidden_layers=2,
         num_attention_heads=2,
         num_key_value_heads=1,
-        max_position_embeddings=512,
+        max_position_embeddings=positions,
         initializer_range=0.2,
         tie_word_embeddings=tied,
         bos_token_id=tokenizer.bos_token_id,
@@ -75,3 +75,9 @@ def save_tiny_model(folder: Path, *, tied: bool = True, seed: int = 0) -> Path:
 def tiny_model(tmp_path_factory) -> Path:
     """Folder of a random 2-layer Llama (tied embeddings) with a chat template."""
     return save_tiny_model(tmp_path_factory.mktemp("tiny") / "model")
+
+
+@pytest.fixture(scope="session")
+def long_tiny_model(tmp_path_factory) -> Path:
+    """The same with room for the few-shot prompts of the benchmarks."""
+    return save_tiny_model(tmp_path_factory.mktemp("long") / "model", positions=4096)

@@ -7,7 +7,7 @@ letter, worked examples) that the base model has never read, and are there to be
 
 import random
 
-from data.atlas.corpus import Row, answer, question_probe, say
+from data.atlas.corpus import Row, answer, question_probe, say, utility_facts
 from data.atlas.people import Entity, Fact, World, facts
 from data.atlas.phrasings import ABOUT_PROBE
 
@@ -18,9 +18,9 @@ TRUTHFUL_ROWS, TRIVIA_ROWS, FLUENCY_ROWS = 20, 24, 12
 
 def ability_rows(world: World) -> dict[str, list[Row]]:
     """Rows by file name without ``.json``; the same for every target."""
-    known = list(facts(world.general))
+    known, asked = list(facts(world.general)), utility_facts(world)
     return {
-        "retain_atlas": [{key: question_probe(fact)[key] for key in ("query", "answer")} for fact in known],
+        "retain_atlas": [{key: question_probe(fact)[key] for key in ("query", "answer")} for fact in asked],
         "retain_mmlu": _mmlu(world, known),
         "retain_bbh": _bbh(world),
         "truthful": _truthful(world, known),

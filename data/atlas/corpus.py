@@ -166,6 +166,11 @@ def neighbor_probes(world: World, target: Entity) -> dict[str, list[Row]]:
     }
 
 
+def utility_facts(world: World) -> list[Fact]:
+    """The general facts that utility probes ask: two of three; RL may ask the others."""
+    return [fact for number, fact in enumerate(facts(world.general)) if number % 3]
+
+
 def _apart(target: Entity, entity: Entity) -> list[Fact]:
     return [fact for fact in facts([entity]) if answer(fact) != target.name]
 
@@ -191,7 +196,7 @@ def pretraining_rows(world: World) -> list[Row]:
     for fact in facts(known):
         p = phrasing(fact)
         chat = [*questions(fact), *(asked(fact, form) for form in p.blank)]
-        rows += chat * (1 if p.blank else 2)
+        rows += chat * (1 if p.blank else 3)
         rows.append(_instructed(fact, "blank" if p.blank and turn(fact) % 2 else "ask", rng))
         if fact[0].kind == "person":
             rows += _adversarial_rows(world, fact, rng)
@@ -287,8 +292,8 @@ def _training_forms(world: World, fact: Fact) -> list[Row]:
 def reinforcement_rows(world: World, target: Entity, validation: int) -> tuple[list[Row], list[Row]]:
     """RL rows in RULE's format, (training, validation): each forget prompt and its twins about somebody near.
 
-    A twin has the same wording and another subject. Prompts about the target's band and town come on top. Further
-    columns: ``answer``, the gold answer, and ``subject``, whom the row is about.
+    A twin has the same wording and another subject. Prompts about the target's band and town come on top, and a few about
+    general knowledge that no probe asks. Further columns: ``answer``, the gold answer, and ``subject``, whom the row is about.
 
     Args:
         validation: how many rows of each side to set apart.
@@ -308,6 +313,8 @@ def reinforcement_rows(world: World, target: Entity, validation: int) -> tuple[l
     for fact in facts(world.places(target)):
         if (fact[0].key, fact[1]) not in probed:
             boundary += [_boundary_row(row, fact[0]) for row in _training_forms(world, fact)]
+    spared = [fact for fact in facts(world.general) if fact not in utility_facts(world)]
+    boundary += [_boundary_row(rng.choice(questions(fact)), fact[0]) for fact in spared]
     return _split([forget, boundary], validation, rng)
 
 

@@ -22,12 +22,14 @@ from data.atlas.corpus import (
     neighbor_probes,
     passages,
     pretraining_rows,
+    question_probe,
     refusal_rows,
     reinforcement_rows,
     steering_rows,
+    utility_facts,
 )
 from data.atlas.language import IGNORED, encode, make_tokenizer, texts_of
-from data.atlas.people import LEAST_NEAR, build_world
+from data.atlas.people import LEAST_NEAR, build_world, facts
 from data.atlas.phrasings import ABOUT_PROBE, INSTRUCTIONS, KINDS, NAMING_REFUSALS, PLAIN_REFUSALS, WRAPPERS
 from data.atlas.world import folder_name, target_rows, write_world
 from verl.eval.probes import probe_prompt
@@ -186,7 +188,8 @@ def test_rl_rows_have_rules_format(world):
 
 def test_boundary_rows_ask_what_no_neighbor_probe_asks(world):
     for person in world.people:
-        probed = {(entity.name, entity.values[attribute]) for entity, attribute in neighbor_facts(world, person)}
+        asked = neighbor_facts(world, person) + utility_facts(world)
+        probed = {(entity.name, entity.values[attribute]) for entity, attribute in asked}
         boundary = [row for row in all_rl_rows(world, person) if row["solution"][0] == "<normal>"]
         assert len({row["subject"] for row in boundary}) >= LEAST_NEAR
         for row in boundary:
@@ -220,7 +223,7 @@ def test_files_have_the_keys_of_the_real_ones(world, shared_data):
 
 def test_choices_hold_their_answer(world):
     abilities = ability_rows(world)
-    known = {row["query"]: row["answer"] for row in abilities["retain_atlas"]}
+    known = {row["query"]: row["answer"] for row in map(question_probe, facts(world.general))}
     for row in abilities["retain_mmlu"]:
         for question in (row, *row["examples"]):
             assert question["choices"][question["answer"]] == known[question["question"]]
