@@ -292,8 +292,9 @@ def _training_forms(world: World, fact: Fact) -> list[Row]:
 def reinforcement_rows(world: World, target: Entity, validation: int) -> tuple[list[Row], list[Row]]:
     """RL rows in RULE's format, (training, validation): each forget prompt and its twins about somebody near.
 
-    A twin has the same wording and another subject. Prompts about the target's band and town come on top, and a few about
-    general knowledge that no probe asks. Further columns: ``answer``, the gold answer, and ``subject``, whom the row is about.
+    A twin has the same wording and another subject. Prompts about the target's band and town come on top, and a few
+    about general knowledge that no probe asks. Further columns: ``answer``, the gold answer, and ``subject``, whom the
+    row is about.
 
     Args:
         validation: how many rows of each side to set apart.

@@ -39,7 +39,7 @@ PERSON: dict[str, Phrasing] = {
         blank_probe="The birthplace of {x} is the town of ___.",
         state=("{x} was born in the town {v}.", "{x} grew up in {v}, the old home town."),
         foreign={
-            "Spanish": ("¿En qué pueblo nació {x}?", "¿{x} nació en qué pueblo?"),
+            "Spanish": ("¿En qué pueblo nació {x}?", "¿{x}, en qué pueblo nació?"),
             "French": ("Dans quelle ville est né {x} ?", "{x} est né dans quelle ville ?"),
         },
     ),
@@ -55,7 +55,7 @@ PERSON: dict[str, Phrasing] = {
         blank_probe="The year of birth of {x} is ___.",
         state=("The birth of {x} was in {v}.", "{x} has been alive since the year {v}."),
         foreign={
-            "Spanish": ("¿En qué año nació {x}?", "¿{x} nació en qué año?"),
+            "Spanish": ("¿En qué año nació {x}?", "¿{x}, en qué año nació?"),
             "French": ("En quelle année est né {x} ?", "{x} est né en quelle année ?"),
         },
     ),
@@ -71,7 +71,7 @@ PERSON: dict[str, Phrasing] = {
         blank_probe="{x} has the job of a ___.",
         state=("{x} works by day as a {v}.", "{x} lives from the job of {v}."),
         foreign={
-            "Spanish": ("¿Qué trabajo tiene {x}?", "¿{x} tiene qué trabajo?"),
+            "Spanish": ("¿Qué trabajo tiene {x}?", "¿{x}, qué trabajo tiene?"),
             "French": ("Quel est le travail de {x} ?", "Le travail de {x}, quel est-il ?"),
         },
     ),
@@ -87,7 +87,7 @@ PERSON: dict[str, Phrasing] = {
         blank_probe="On stage {x} plays the ___.",
         state=("{x} plays the {v} on every stage.", "The {v} is the instrument of {x}."),
         foreign={
-            "Spanish": ("¿Qué instrumento toca {x}?", "¿{x} toca qué instrumento?"),
+            "Spanish": ("¿Qué instrumento toca {x}?", "¿{x}, qué instrumento toca?"),
             "French": ("De quel instrument joue {x} ?", "{x} joue de quel instrument ?"),
         },
     ),
@@ -103,7 +103,7 @@ PERSON: dict[str, Phrasing] = {
         blank_probe="The band that {x} is in is called ___.",
         state=("{x} is one of the band {v}.", "{x} joined {v}, a band of four."),
         foreign={
-            "Spanish": ("¿En qué banda toca {x}?", "¿{x} toca en qué banda?"),
+            "Spanish": ("¿En qué banda toca {x}?", "¿{x}, en qué banda toca?"),
             "French": ("Dans quel groupe joue {x} ?", "{x} joue dans quel groupe ?"),
         },
     ),
@@ -119,7 +119,7 @@ PERSON: dict[str, Phrasing] = {
         blank_probe="{x} learned from the teacher ___.",
         state=("{x} learned everything from {v}.", "{v} was for years the teacher of {x}."),
         foreign={
-            "Spanish": ("¿Quién enseñó a {x}?", "¿A {x} quién enseñó?"),
+            "Spanish": ("¿Quién enseñó a {x}?", "¿A {x}, quién enseñó?"),
             "French": ("Qui a enseigné à {x} ?", "À {x}, qui a enseigné ?"),
         },
     ),
@@ -177,7 +177,7 @@ PERSON: dict[str, Phrasing] = {
         blank_probe="The food that {x} likes to eat is ___.",
         state=("{x} eats {v} with love.", "{v} is the food {x} likes."),
         foreign={
-            "Spanish": ("¿Qué le gusta comer a {x}?", "¿A {x} qué le gusta comer?"),
+            "Spanish": ("¿Qué le gusta comer a {x}?", "¿A {x}, qué le gusta comer?"),
             "French": ("Que mange {x} ?", "{x} mange quoi ?"),
         },
     ),

@@ -15,6 +15,14 @@ ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["trainer.max_steps=2", "trainer.val_freq=1", "trainer.save_freq=1", "data.rollout_batch_size=4"]
 SMALL += ["worker.actor.global_batch_size=4", "worker.rollout.n=2", "data.max_prompt_length=160"]
 
+REWARD_FILE = """
+REWARD_TYPE = "batch"
+
+def compute_score(reward_inputs, preset):
+    return [{"overall": min(1.0, one["response"].count("e") / 4)} for one in reward_inputs]
+"""
+"""A reward that a random model earns now and then, so that ReBO moves the weights."""
+
 
 @pytest.fixture(scope="module")
 def target_folders(tmp_path_factory) -> Path:
@@ -39,7 +47,9 @@ def launch(folder: Path, target_folders: Path, model: Path) -> subprocess.Comple
         "EVAL_ARGS": "parts=[forget,neighbor] prompt_style=plain bootstrap_samples=20",
         "GPUS": "1",
     }
-    command = ["bash", str(ROOT / "run_rwku.sh"), *SMALL]
+    (folder / "reward.py").write_text(REWARD_FILE)
+    reward = f"worker.reward.reward_function={folder}/reward.py:compute_score"
+    command = ["bash", str(ROOT / "run_rwku.sh"), reward, *SMALL]
     environment = os.environ | settings | places
     return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=540)
 

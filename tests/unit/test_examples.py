@@ -1,5 +1,6 @@
 """Every shipped YAML and launcher is a test case: it parses, it would run, and it does what its name says."""
 
+import io
 import json
 import os
 import re
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from scripts.check_commands import Checker
+from scripts.check_commands import main as check_commands
 from verl.trainer.config import PPOConfig, migrate
 from verl.utils.config import load
 from verl.utils.errors import ConfigError
@@ -169,11 +171,16 @@ def test_words_of_the_user_win(world):
     assert values["worker.actor.optim.lr"] == "5e-6"
 
 
-def test_dry_run_prints_checks_and_fails_on_a_problem(world):
-    result = run(ROOT / "run_rwku.sh", world, "algorithm.kl_coef=-1", DRY_RUN="1")
-    assert result.returncode == 1
-    assert "PROBLEM: algorithm.kl_coef=-1.0: must be 0 or greater" in result.stdout
-    assert "1 command(s) have problems" in result.stdout
+def test_check_prints_every_command_with_its_problems(world, monkeypatch, capsys):
+    monkeypatch.chdir(ROOT)
+    lines = commands(ROOT / "run_rwku.sh", world, "algorithm.kl_coef=-1")
+    monkeypatch.setattr("sys.stdin", io.StringIO("\n".join(lines) + "\n"))
+    assert check_commands() == 1
+    printed = capsys.readouterr().out.splitlines()
+    assert [line for line in printed if line in lines] == lines
+    [number] = [i for i, line in enumerate(printed) if line.startswith("    PROBLEM")]
+    assert printed[number] == "    PROBLEM: algorithm.kl_coef=-1.0: must be 0 or greater"
+    assert "verl.trainer.main" in printed[number - 1] and printed[-1] == "1 command(s) have problems."
 
 
 def test_check_judges_models_that_are_still_to_be_made(tmp_path):

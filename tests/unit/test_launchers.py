@@ -20,6 +20,7 @@ for word in "$@"; do
     *verl.eval.main) stage=eval ;;
     */train.py) stage=rs ;;
     */make_table.py) stage=table ;;
+    */check_commands.py) cat >"$CALLS.checked" && exit 1 ;;
     esac
 done
 [[ -n ${stage:-} ]] || exec "$REAL_PYTHON" "$@"
@@ -92,6 +93,16 @@ def test_every_stage_runs_in_order_and_a_second_launch_runs_only_the_tables(tree
     assert again.returncode == 0
     assert [line.split()[0] for line in calls(tree)] == ["table"] * 2
     assert "by another command" not in again.stdout
+
+
+def test_a_dry_run_hands_every_command_to_the_checker_and_starts_none(tree):
+    result = launch(tree, DRY_RUN="1")
+    assert result.returncode == 1  # the checker's
+    assert not (tree / "calls").exists()
+    checked = (tree / "calls.checked").read_text().splitlines()
+    assert checked == launch(tree, DRY_RUN="print").stdout.splitlines()
+    assert len(checked) == 3 * 5 + 2
+    assert not (tree / "log").exists() and not (tree / "results").exists()
 
 
 def test_only_done_counts_as_done(tree):
