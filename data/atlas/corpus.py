@@ -292,7 +292,7 @@ def _training_forms(world: World, fact: Fact) -> list[Row]:
 def reinforcement_rows(world: World, target: Entity, validation: int) -> tuple[list[Row], list[Row]]:
     """RL rows in RULE's format, (training, validation): each forget prompt and its twins about somebody near.
 
-    A twin has the same wording and another subject. Prompts about the target's band and town come on top, and a few
+    A twin has the same wording and another subject. Prompts about the target's band and town come on top, and some
     about general knowledge that no probe asks. Further columns: ``answer``, the gold answer, and ``subject``, whom the
     row is about.
 
@@ -315,7 +315,7 @@ def reinforcement_rows(world: World, target: Entity, validation: int) -> tuple[l
         if (fact[0].key, fact[1]) not in probed:
             boundary += [_boundary_row(row, fact[0]) for row in _training_forms(world, fact)]
     spared = [fact for fact in facts(world.general) if fact not in utility_facts(world)]
-    boundary += [_boundary_row(rng.choice(questions(fact)), fact[0]) for fact in spared]
+    boundary += [_boundary_row(row, fact[0]) for fact in spared for row in questions(fact)]
     return _split([forget, boundary], validation, rng)
 
 

@@ -10,6 +10,7 @@ made by the same code, nothing is done. Leaves out what is in the files (corpus.
 import hashlib
 import logging
 import math
+import os
 import random
 import shutil
 import sys
@@ -75,8 +76,7 @@ def build(config: AtlasConfig) -> Path:
     if (folder / "DONE").is_file() and (folder / "DONE").read_text(encoding="utf-8").strip() == key:
         logger.info("%s is there, made by this code", folder)
         return folder
-    # A name of its own for each process, so that two of them do not write into each other's files.
-    beside = folder.with_name(f".{folder.name}.{hashlib.sha256(str(time.time_ns()).encode()).hexdigest()[:8]}")
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
         _make(config.seed, beside)
         write_text(beside / "DONE", key + "\n")
@@ -95,12 +95,13 @@ def fingerprint(seed: int) -> str:
 
 
 def _make(seed: int, folder: Path) -> None:
+    """All files of a world. Nothing is written before all is known to be good, so an interrupted run leaves nothing."""
     started = time.monotonic()
     world = build_world(seed)
-    write_world(world, folder)
     model, tokenizer = pretrain(world)
     trained = time.monotonic()
     answered = check(world, model, tokenizer)
+    write_world(world, folder)
     model.config._attn_implementation = "sdpa"
     model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")

@@ -20,7 +20,10 @@ from nltk.tokenize import NLTKWordTokenizer
 from rouge import Rouge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from tests.conftest import save_tiny_model
 from tests.training_kit import ROOT, environment
+from verl.eval.rwku.abilities import mmlu_prompt, shots
+from verl.utils.chat import encode_prompt
 
 PARTS = ["forget", "neighbor", "mia", "mmlu", "bbh", "truthfulqa", "triviaqa", "fluency"]
 ROWS_A_FILE = 12
@@ -132,6 +135,43 @@ def test_choices_are_picked_by_likelihood(measured):
         )
 
 
+def test_mmlu_letters_one_prompt_at_a_time(measured, target, model):
+    network, tokenizer = model
+    letters = [tokenizer.encode(f" {letter}", add_special_tokens=False)[-1] for letter in "ABCD"]
+    asked = json.loads((target / "retain_mmlu.json").read_text())
+    for row, question in zip(measured[1]["mmlu"], asked, strict=True):
+        ids = encode_prompt(tokenizer, mmlu_prompt(question)) + tokenizer.encode("Answer:", add_special_tokens=False)
+        assert row["log_probs"] == pytest.approx(log_softmax(network, ids[-4096:])[-1, letters].tolist(), abs=1e-4)
+        assert sum(shot["question"] in mmlu_prompt(question) for shot in question["examples"]) == 5
+
+
+def test_truthfulqa_choices_one_at_a_time(measured, model):
+    network, tokenizer = model
+    for row in measured[1]["truthfulqa"]:
+        text = shots("truthfulqa") + f"\n\nQ: {row['question']}"
+        prompt = encode_prompt(tokenizer, text) + tokenizer.encode("A:", add_special_tokens=False)
+        for choice, got in zip(row["mc1_targets"]["choices"], row["log_probs"], strict=True):
+            answer = tokenizer.encode(f" {choice}", add_special_tokens=False)
+            table = log_softmax(network, prompt + answer)[len(prompt) - 1 : -1]
+            assert got == pytest.approx(table.gather(1, torch.tensor(answer)[:, None]).sum().item(), abs=1e-3)
+    assert shots("truthfulqa").count("Q: ") == shots("triviaqa").count("Q: ") == 6
+
+
+def test_bbh_compares_whole_answers(measured):
+    def folded(text):
+        return re.sub(
+            r"^\(([a-z])\)$", r"\1", " ".join(text.lower().replace("**", "").split()).strip("\"'`").rstrip(". ")
+        )
+
+    rows = measured[1]["bbh"]
+    exact = [folded(row["prediction"]) == folded(row["answer"]) for row in rows]
+    over_characters = [any(squad_words(row["prediction"]) == squad_words(c) for c in row["answer"]) for row in rows]
+    assert value(measured, "bbh", "exact_match") == pytest.approx(100 * np.mean(exact), **EXACT)
+    assert value(measured, "bbh", "exact_match_over_characters") == pytest.approx(
+        100 * np.mean(over_characters), **EXACT
+    )
+
+
 def squad_words(text):
     bare = "".join(letter for letter in text.lower() if letter not in string.punctuation)
     return re.sub(r"\b(a|an|the)\b", " ", bare).split()
@@ -183,3 +223,35 @@ def test_wrong_inputs_are_all_named_with_exit_code_2(target, tmp_path):
     assert done.returncode == 2
     assert "model=nowhere/at/all: is neither a folder nor a hub id" in done.stderr
     assert "has no triviaqa.json" in done.stderr
+
+
+SWAP = """
+import json, sys
+from verl.eval.config import EvalConfig
+from verl.eval.engines import Engines
+models, answers, engines = sys.argv[1:], [], set()
+with Engines() as shared:
+    for model in models:
+        engine = shared.get("generation", model, EvalConfig(model, "atlas", "", ""))
+        engines.add(id(engine))
+        prompts = [list(range(20 + i, 60 + 2 * i)) for i in range(16)]
+        answers.append(engine.generate(prompts, max_new_tokens=24, desc="swap"))
+print(json.dumps([len(engines), answers]))
+"""
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_an_engine_that_took_other_weights_answers_as_a_new_one_does(tied, tmp_path):
+    """The packed output head of CPU kernels stayed the old model's where it shares the embedding's weights."""
+    models = [str(save_tiny_model(tmp_path / name, tied=tied, seed=seed)) for seed, name in enumerate(("a", "b"))]
+
+    def answers(*folders):
+        command = [sys.executable, "-c", SWAP, *folders]
+        done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        return json.loads(done.stdout.splitlines()[-1])
+
+    engines, (first, swapped, back) = answers(models[0], models[1], models[0])
+    assert engines == 1
+    assert swapped != first == back
+    assert answers(models[1]) == [1, [swapped]]

@@ -197,3 +197,19 @@ def test_an_extra_prompt_is_taken_literally_and_goes_in_front(tiny_model, tmp_pa
 def test_sequences_beyond_the_models_positions_are_refused(tiny_model, tmp_path):
     with pytest.raises(ConfigError, match="needs 664 positions, the model has 512; set at most 448"):
         config(tiny_model, tmp_path, "data.max_response_length=600")
+
+
+def test_a_path_may_have_a_comma_and_an_empty_word_is_empty_text(tiny_model, tmp_path):
+    folder = tmp_path / "10_Prince_Harry,_Duke_of_Sussex"
+    folder.mkdir()
+    rows = [{"prompt": "a", "answer": "b"}]
+    (folder / "rows.json").write_text(json.dumps(rows))
+    assert read_rows(str(folder / "rows.json")) == rows
+    assert config(tiny_model, tmp_path, "data.val_files=").data.val_files == ""
+
+
+@pytest.mark.parametrize(("ranks", "hint"), [(3, "for example make it 6"), (16, "for example 8")])
+def test_a_batch_that_does_not_divide_gets_a_number_that_does(tiny_model, tmp_path, ranks, hint):
+    words = [f"trainer.n_gpus_per_node={ranks}", "worker.actor.global_batch_size=2"]
+    with pytest.raises(ConfigError, match=f"must divide over {ranks} ranks; .*{hint}"):
+        config(tiny_model, tmp_path, *words)

@@ -6,7 +6,7 @@ Pure drawing: numbers in, a PNG out. Leaves out reading results (``report``) and
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from itertools import cycle, pairwise
+from itertools import cycle
 from pathlib import Path
 from typing import Any
 
@@ -104,15 +104,12 @@ def pareto(
     *,
     title: str = "",
     trajectory: Sequence[tuple[int, float, float]] = (),
-    chain: bool = False,
 ) -> None:
     """Forget recall (lower is better) against neighbor recall (higher is better), one point per checkpoint.
 
     Args:
         trajectory: (step, forget, neighbor) in percent, measured on validation prompts during training; drawn as a
             line of its own, because it is not measured on the probes that the points are measured on.
-        chain: the points are stages of one model; arrows lead from each to the next, but for the last two where a
-            trajectory shows that way.
     """
     with _figure(path, (8.0, 5.6)) as figure:
         axes = figure.add_subplot()
@@ -120,14 +117,12 @@ def pareto(
         axes.set_ylabel("neighbor: ROUGE-L recall, %   (higher is better)")
         axes.set_title(title, pad=12)
         _set_limits(axes, [*map(_worst_corner, points), *((x, y) for _, x, y in trajectory)])
-        axes.scatter(0, 100, marker="*", s=230, color="#f0c419", clip_on=False, zorder=4)
-        _annotate(axes, "ideal", (0, 100), (-12, 0), color=MUTED, ha="right", va="center")
-        if chain:
-            _draw_chain(axes, points[:-1] if trajectory else points)
+        axes.scatter(0, 100, marker="*", s=230, color="#f0c419", clip_on=False, zorder=4, label="ideal")
         if trajectory:
             _draw_trajectory(axes, trajectory)
         for point, color, height in zip(points, cycle(PALETTE), _label_heights(axes, points), strict=False):
             _draw_point(axes, point, color, height)
+        axes.legend(loc="lower right")
 
 
 def _draw_point(axes: Axes, point: Point, color: str, label_height: float) -> None:
@@ -161,13 +156,6 @@ def _label_heights(axes: Axes, points: Sequence[Point]) -> list[float]:
     return [heights[index] for index in range(len(points))]
 
 
-def _draw_chain(axes: Axes, points: Sequence[Point]) -> None:
-    for start, end in pairwise(points):
-        arrow = {"arrowstyle": "-|>", "color": "#b9bec5", "linewidth": 1.3, "connectionstyle": "arc3,rad=0.1"}
-        arrow |= {"shrinkA": 9, "shrinkB": 9}
-        axes.annotate("", (end.forget, end.neighbor), (start.forget, start.neighbor), arrowprops=arrow, zorder=1)
-
-
 def _draw_trajectory(axes: Axes, trajectory: Sequence[tuple[int, float, float]]) -> None:
     steps, xs, ys = zip(*trajectory, strict=True)
     color = "#56b4e9"
@@ -186,7 +174,6 @@ def _draw_trajectory(axes: Axes, trajectory: Sequence[tuple[int, float, float]])
             fontsize=8.5,
             color=MUTED,
         )
-    axes.legend(loc="lower right")
 
 
 def _annotate(axes: Axes, text: str, xy: tuple[float, float], offset: tuple[float, float], **style: Any) -> None:

@@ -23,7 +23,7 @@ from verl.utils.provenance import git_revision
 from . import plots
 from .config import EvalConfig
 from .engines import Engines
-from .main import evaluate
+from .main import evaluate, inspect, select_parts
 from .results import Row, check_comparable, metric, part_path, read_part
 
 logger = logging.getLogger(__name__)
@@ -62,13 +62,16 @@ def make_report(config: ReportConfig) -> dict[str, Any]:
     """
     out, run = Path(config.out), Path(config.rebo)
     models = {"base": config.base, "rs": config.rs, "rebo": str(chosen_checkpoint(run))}
-    measured, rows = {}, {}
+    folders = {name: Path(config.measured or out / "eval") / name for name in models}
+    configs = {name: EvalConfig(model, "atlas", config.data, str(folders[name])) for name, model in models.items()}
+    for one in configs.values():  # a wrong third model is found before the first is measured
+        inspect(one, select_parts(one))
+    measured = {}
     with Engines() as engines:
-        for name, model in models.items():
-            folder = Path(config.measured or out / "eval") / name
-            logger.info("%s: %s", NAMES[name], model)
-            measured[name] = evaluate(EvalConfig(model, "atlas", config.data, str(folder)), engines)
-            rows[name] = {part: read_part(part_path(folder, part))[1] for part in PARTS}
+        for name, one in configs.items():
+            logger.info("%s: %s", NAMES[name], one.model)
+            measured[name] = evaluate(one, engines)
+    rows = {name: {part: read_part(part_path(folder, part))[1] for part in PARTS} for name, folder in folders.items()}
     check_comparable(measured, PARTS)
     summary = {name: summarise_row(results) for name, results in measured.items()}
     write_json(out / "results.json", {"git_revision": git_revision(), **measured})
@@ -159,11 +162,17 @@ def table(measured: Mapping[str, Mapping[str, Any]]) -> str:
         f"{decoding['prompt_style']} prompts, {first['engine']['dtype']}. Code: {first['git_revision']}.",
         "",
         *(
-            f"- {NAMES[n]}: `{r['model']['path']}`, weights {r['model']['weights_sha256'][:12]}"
+            f"- {NAMES[n]}: `{r['model']['path']}`, weights {r['model']['weights_sha256'][:12]}{_step(r['selection'])}"
             for n, r in measured.items()
         ),
     ]
     return "\n".join(lines) + "\n"
+
+
+def _step(selection: Mapping[str, Any] | None) -> str:
+    if selection is None:
+        return ""
+    return f", step {selection['step']}" + ", chosen on validation" * selection["chosen_on_validation"]
 
 
 def _grid(measured: Mapping[str, Any], columns: Mapping[str, tuple[str, str]], show: Any) -> list[str]:

@@ -73,7 +73,7 @@ class Part:
 
 def bootstrap_means(values: np.ndarray, *, resamples: int, rng: np.random.Generator) -> np.ndarray:
     """Means of ``resamples`` resamples (with replacement) of ``values``, shape (resamples,)."""
-    return np.array([values[rng.integers(len(values), size=len(values))].mean() for _ in range(resamples)])
+    return values[rng.integers(len(values), size=(resamples, len(values)))].mean(axis=1)
 
 
 def summarise(scores: Scores, *, resamples: int = 1000, seed: int = 0) -> dict[str, dict[str, Any]]:

@@ -306,7 +306,7 @@ class PPOConfig:
             if ranks > 0 and mini * n % ranks:
                 found.append(
                     f"worker.{role}.global_batch_size={mini}: times worker.rollout.n={n} must divide over "
-                    f"{ranks} ranks; for example {-(-mini // ranks) * ranks}"
+                    f"{ranks} ranks; {_batch_that_divides(prompts, n, ranks)}"
                 )
         return found + self._replay_problems()
 
@@ -378,6 +378,14 @@ class PPOConfig:
 
 def _largest_divisor(number: int, at_most: int) -> int:
     return next((d for d in range(min(at_most, number), 0, -1) if number % d == 0), 1)
+
+
+def _batch_that_divides(prompts: int, n: int, ranks: int) -> str:
+    """A mini-batch that divides the prompts and, times n, the ranks, in words."""
+    fitting = [d for d in range(1, prompts + 1) if prompts % d == 0 and d * n % ranks == 0]
+    if fitting:
+        return f"for example {fitting[-1]}"
+    return f"none does with data.rollout_batch_size={prompts}; for example make it {ranks * max(1, prompts // ranks)}"
 
 
 def migrate(raw: dict[str, Any]) -> None:

@@ -177,6 +177,8 @@ def _coerce_choice(choices: tuple, value: Any) -> Any:
 def _coerce_scalar(hint: type, value: Any) -> Any:
     if hint is bool and isinstance(value, bool):
         return value
+    if hint is str and value is None:  # ``key=`` on the command line, or nothing behind the colon in YAML
+        return ""
     if hint is str and isinstance(value, str | int | float) and not isinstance(value, bool):
         return str(value)
     if hint in (int, float) and isinstance(value, int | float | str) and not isinstance(value, bool):

@@ -34,7 +34,9 @@ def read_rows(sources: str | list[str]) -> list[Row]:
     Raises:
         DataError: a source that does not exist, cannot be parsed, or holds no rows.
     """
-    names = [name for source in ([sources] if isinstance(sources, str) else sources) for name in source.split(",")]
+    names: list[str] = []
+    for source in [sources] if isinstance(sources, str) else sources:
+        names += [source] if Path(source.partition("@")[0]).exists() else source.split(",")  # a path may have a comma
     return [row for name in names for row in _read_source(name.strip())]
 
 

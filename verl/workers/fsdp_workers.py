@@ -41,7 +41,8 @@ class FSDPWorker:
 
     def __init__(self, config: PPOConfig, rank: int, training_steps: int) -> None:
         logging.basicConfig(level=logging.INFO, format=f"[rank {rank}] %(levelname)s %(name)s: %(message)s")
-        logging.getLogger("vllm").setLevel(logging.ERROR)  # on CPU it warns of every GPU feature it does without
+        for name in ("vllm", "torch._library"):  # on CPU they warn of every GPU feature that they do without
+            logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", category=FutureWarning)
         self.config, self.rank, self.training_steps = config, rank, training_steps
 
