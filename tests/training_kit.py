@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -107,7 +108,13 @@ def start_cli(argv: list[str], log: Path) -> subprocess.Popen:
             stdout=output,
             stderr=subprocess.STDOUT,
             start_new_session=True,
+            preexec_fn=attend_to_interrupts,
         )
+
+
+def attend_to_interrupts() -> None:
+    """A shell starts background jobs deaf to SIGINT, and their children with them; not this child."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def wait_for(condition: Callable[[], bool], process: subprocess.Popen, log: Path, timeout: float = 240) -> None:

@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import resource
 import signal
+import sys
 from pathlib import Path
 
 import pytest
@@ -94,9 +95,12 @@ def test_next_save_clears_what_a_killed_one_left(tmp_path):
 
 
 @pytest.mark.parametrize("write", ["dcp", "torch"])
-def test_libraries_that_cannot_write_raise_os_errors(tmp_path, write):
+def test_libraries_that_cannot_write_raise_os_errors(tmp_path, write, monkeypatch):
     """A file size limit stands in for a full disk: DCP and torch.save raise neither OSError nor (DCP) an Exception."""
     state = {"model": {"weight": torch.zeros(1_000_000)}}
+    monkeypatch.setattr(
+        sys, "dont_write_bytecode", True
+    )  # the limit would cut off the bytecode of what is imported now
     soft, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
     before = signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, hard))

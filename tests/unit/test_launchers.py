@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.training_kit import attend_to_interrupts
+
 ROOT = Path(__file__).resolve().parents[2]
 STUB = """#!/usr/bin/env bash
 # Plays every command of a launcher: notes the call, fails or waits where told to, writes what the command would leave.
@@ -153,6 +155,7 @@ def test_a_signal_ends_the_running_stage_and_nothing_starts_after_it(tree, numbe
         stdout=subprocess.PIPE,
         text=True,
         start_new_session=True,
+        preexec_fn=attend_to_interrupts,
     )
     deadline = time.monotonic() + 30
     while not (tree / "calls.waiting").exists() and time.monotonic() < deadline:
