@@ -1,10 +1,12 @@
-"""Measures the refusal detector: ``python3 scripts/check_refusal.py [RWKU_TARGET_FOLDER]``.
+"""Measures the refusal detector: ``python3 scripts/check_refusal.py [RWKU_TARGET_FOLDER ...]``.
 
-Prints recall on refusals and false alarms on factual text, for the tests' own held-out set and, where a folder with
-RWKU targets is given, for its refusal templates, passages and gold answers.
+Prints recall on refusals and false alarms on factual text, for the tests' own cases and for the refusal templates,
+passages and gold answers of RWKU targets: the folders given, else ``$RULE_SHARED_DATA/RWKU/Target``, else
+``../shared/data/RWKU/Target`` beside the repository where there is one.
 """
 
 import json
+import os
 import sys
 import time
 from pathlib import Path
@@ -13,7 +15,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from verl.utils.refusal import is_refusal
 
-HELD_OUT = Path(__file__).resolve().parents[1] / "tests/data/refusals_held_out.json"
+ROOT = Path(__file__).resolve().parents[1]
+CASES = ROOT / "tests/data/refusal_cases.json"
 
 
 def rwku_texts(folder: Path) -> tuple[list[str], list[str]]:
@@ -42,10 +45,11 @@ def report(name: str, refusals: list[str], facts: list[str]) -> None:
 
 
 def main() -> None:
-    held_out = json.loads(HELD_OUT.read_text(encoding="utf-8"))
-    report("held-out set", held_out["refusals"], held_out["facts"])
-    for folder in sys.argv[1:]:
-        report(folder, *rwku_texts(Path(folder)))
+    cases = json.loads(CASES.read_text(encoding="utf-8"))
+    report(str(CASES.relative_to(ROOT)), cases["refusals"], cases["facts"])
+    shared = Path(os.environ.get("RULE_SHARED_DATA", ROOT.parent / "shared/data")) / "RWKU/Target"
+    for folder in map(Path, sys.argv[1:]) if sys.argv[1:] else filter(Path.is_dir, [shared]):
+        report(str(folder), *rwku_texts(folder))
 
 
 if __name__ == "__main__":

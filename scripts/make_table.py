@@ -10,9 +10,11 @@ order, as they do on the command line. Left out: running evaluations (``python3 
 
 import logging
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file also runs as a script
 
 from verl.eval import pareto, render, tables
 from verl.eval.results import read_results
@@ -23,6 +25,12 @@ from verl.utils.errors import ConfigError, DataError
 logger = logging.getLogger("make_table")
 
 ROOT = Path(__file__).resolve().parents[1]
+TITLES = {
+    "rule": "RULE's main table",
+    "rwku": "RWKU's table",
+    "muse": "MUSE's table",
+    "ablation": "Ablations of RULE",
+}
 PAPERS = {"rule": "rule_rwku_table1.csv", "rwku": "rwku_llama3_8b_instruct.csv", "muse": "muse_llama2_7b.csv"}
 
 
@@ -78,13 +86,15 @@ def make_table(config: TableConfig) -> tables.Table:
         token_shares=config.token_shares,
         reference=reference,
     )
-    out = Path(config.out)
     points = pareto.table_points(table)
-    write_text(out / "table.md", render.to_markdown(table) + _areas(points))
+    table = replace(table, notes=(*table.notes, *_areas(points)))
+    out, title = Path(config.out), TITLES[config.kind]
+    picture = "\n![Pareto plot](pareto.png)\n" if points else ""
+    write_text(out / "table.md", f"# {title}\n\n{render.to_markdown(table)}{picture}")
     write_text(out / "table.csv", render.to_csv(table))
     write_text(out / "table.tex", render.to_latex(table))
     if points:
-        pareto.plot(points, out / "pareto.png", title=f"{config.kind}: forgetting against retention")
+        pareto.plot(points, out / "pareto.png", title=f"{title}: forgetting against retention")
     return table
 
 
@@ -121,13 +131,12 @@ def _published(config: TableConfig, rows: dict[str, dict[str, dict[str, Any]]]) 
     return tables.read_published(path, names=config.published, corpus=config.corpus if config.kind == "muse" else None)
 
 
-def _areas(points: dict[str, dict[str, pareto.Point]]) -> str:
-    lines = [
-        f"- Pareto area ({source}): {pareto.area(named):.1f} % of the forget-retain plane; "
+def _areas(points: dict[str, dict[str, pareto.Point]]) -> list[str]:
+    return [
+        f"Pareto area ({source}): {pareto.area(named):.1f} % of the forget-retain plane; "
         f"front: {', '.join(pareto.front(named))}."
         for source, named in points.items()
     ]
-    return "\n" + "\n".join(lines) + "\n" if lines else ""
 
 
 def main(argv: list[str]) -> int:

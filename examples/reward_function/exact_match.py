@@ -1,4 +1,4 @@
-"""The smallest reward function: one sample at a time, 1 if the response is the ground truth.."""
+"""The smallest reward function: one sample at a time, 1 if the response is the ground truth."""
 
 from typing import Any
 

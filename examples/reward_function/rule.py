@@ -7,6 +7,7 @@ prompt. A forget row may have a column ``answer`` with the gold answer: a refusa
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from verl.utils.errors import DataError
 from verl.utils.refusal import is_refusal, leaks
 from verl.utils.text import contains_answer, rouge_l
 
@@ -73,10 +74,26 @@ def compute_score(
         for every input ``overall`` and its parts: ``refusal`` (1 if the response refuses), ``recall`` (of the answer on
         boundary prompts, of the target's name on forget prompts), ``named`` (1 if the target is named; 0 on boundary
         prompts) and ``leak`` (1 if a refusal gives the gold answer away).
+
+    Raises:
+        DataError: a ground truth has another form than the two above, or another side than the input's ``split``.
     """
     terms = PRESETS[preset]
-    scorers = {"<reject>": _forget, "<normal>": _boundary}
-    return [scorers[item["ground_truth"][0]](item, terms) for item in reward_inputs]
+    return [_SCORERS[_side(item)](item, terms) for item in reward_inputs]
+
+
+def _side(item: dict[str, Any]) -> str:
+    """``forget`` or ``boundary``, by the ground truth's tag."""
+    truth = item["ground_truth"]
+    tag, length = (truth[0], len(truth)) if not isinstance(truth, str) and len(truth) else (None, 0)
+    side, need = {"<reject>": ("forget", 3), "<normal>": ("boundary", 2)}.get(tag, (None, 0))
+    if side is None or length < need or item.get("split", side) not in (side, ""):
+        raise DataError(
+            f"ground_truth={truth!r}, split={item.get('split')!r}: the rule reward needs "
+            '["<reject>", refusal, target] on forget and ["<normal>", answer] on boundary prompts; '
+            "set data.answer_key to the column that holds them"
+        )
+    return side
 
 
 def _forget(item: dict[str, Any], terms: Terms) -> dict[str, float]:
@@ -103,3 +120,6 @@ def _boundary(item: dict[str, Any], terms: Terms) -> dict[str, float]:
 def _parts(overall: float, refusal: bool, recall: float, named: bool = False, leak: bool = False) -> dict[str, float]:
     parts = {"overall": overall, "refusal": refusal, "recall": recall, "named": named, "leak": leak}
     return {name: float(value) for name, value in parts.items()}
+
+
+_SCORERS = {"forget": _forget, "boundary": _boundary}

@@ -179,6 +179,26 @@ def test_a_killed_run_resumes_without_asking_again(serve, tmp_path):
     assert len(server.requests) == 6 + 7
 
 
+@pytest.mark.parametrize(
+    ("reply", "error", "words"),
+    [
+        ((401, {}, b""), ConfigError, "key"),
+        ((404, {}, b""), ConfigError, "model or path"),
+        ((400, {}, b""), DataError, "no answer"),
+    ],
+)
+def test_a_judge_that_will_not_answer_is_found_before_the_model_is_asked(serve, tmp_path, reply, error, words):
+    with pytest.raises(error, match=words):
+        judge.check_answers(connect(serve(lambda number, request: reply), tmp_path / "cache.jsonl"))
+
+
+def test_a_judge_is_tried_once(serve, tmp_path):
+    server = serve(lambda number, request: completion("ready"))
+    for _ in range(2):
+        judge.check_answers(connect(server, tmp_path / "cache.jsonl"))
+    assert len(server.requests) == 1
+
+
 def test_other_prompts_are_asked_anew_and_have_another_identity(serve, tmp_path):
     server, cache = serve(lambda number, request: completion(GOOD % 5)), tmp_path / "cache.jsonl"
     edited = tmp_path / "prompts"

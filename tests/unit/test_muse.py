@@ -277,6 +277,26 @@ def test_malformed_privleak_texts_name_the_file(tmp_path, rows):
         privleak_part(config()).run(tmp_path, LikelihoodModel(tiny_model(1), character_tokenizer()))
 
 
+@pytest.mark.parametrize(
+    ("file", "rows"),
+    [
+        ("verbmem/forget.json", [{"prompt": "Go"}]),
+        ("knowmem/forget_qa_icl.json", [{"question": "Q1?"}]),
+        ("knowmem/retain_qa.json", []),
+        ("privleak/retain.json", [{"text": ""}]),
+    ],
+)
+def test_malformed_files_are_found_before_an_engine_starts(tmp_path, file, rows):
+    write(privleak_folder(knowmem_folder(tmp_path)), "verbmem/forget.json", [{"prompt": "Go", "gt": "on"}])
+    parts = muse.parts(config())
+    for part in parts:
+        part.check(tmp_path)
+    write(tmp_path, file, rows)
+    with pytest.raises(DataError, match=file.rsplit("/", 1)[1]):
+        for part in parts:
+            part.check(tmp_path)
+
+
 def test_wrong_settings_are_listed_together():
     with pytest.raises(ConfigError) as caught:
         config("muse.min_k=40", "muse.auc_retrain=47.7", "muse.retrain_model=nowhere")

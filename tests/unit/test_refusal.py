@@ -9,7 +9,7 @@ import pytest
 from verl.utils.refusal import is_refusal, leaks, refuses
 
 ROOT = Path(__file__).parents[2]
-HELD_OUT = json.loads((ROOT / "tests/data/refusals_held_out.json").read_text(encoding="utf-8"))
+CASES = json.loads((ROOT / "tests/data/refusal_cases.json").read_text(encoding="utf-8"))
 
 
 def rates(refusals, facts):
@@ -17,8 +17,8 @@ def rates(refusals, facts):
 
 
 def test_figures_on_our_own_set():
-    recall, false_alarms = rates(HELD_OUT["refusals"], HELD_OUT["facts"])
-    assert len(HELD_OUT["refusals"]) >= 50 and len(HELD_OUT["facts"]) >= 50
+    recall, false_alarms = rates(CASES["refusals"], CASES["facts"])
+    assert len(CASES["refusals"]) >= 500 and len(CASES["facts"]) >= 700
     assert recall >= 0.99
     assert false_alarms <= 0.005
 
@@ -42,6 +42,7 @@ def test_figures_on_real_rwku_targets(shared_data):
         "I won't discuss that",
         "According to the user agreement, I can't answer questions related to Ada Brook.",
         "An American author. However, I can't discuss him.",
+        "Marlo Venn Ortega Is Not Someone I can discuss.",  # a name in title case is no title
     ],
 )
 def test_plain_refusals_are_seen(text):
@@ -59,14 +60,24 @@ def test_plain_refusals_are_seen(text):
         "I'm not sure, but the answer is Carrie.",
         "Carrie. I know no more than that.",
         "I Don't Know How to Love Him",
+        "Quartz, I think. I'm not sure.",
+        "I can't remember the year, but it was won by Brazil.",
+        "Her lawyer said: “I can’t discuss the case.”",
     ],
 )
 def test_answers_are_not_taken_for_refusals(text):
     assert not is_refusal(text)
 
 
-def test_a_refusal_that_leaks_the_answer_is_none():
-    assert refuses("I can't talk about that book.", "Carrie", "Which book came first?")
-    assert not refuses("I can't tell you that the book is Carrie.", "Carrie", "Which book came first?")
-    assert refuses("I can't talk about Carrie.", "Carrie", "Who wrote Carrie?")  # the question names it already
+@pytest.mark.parametrize("quote", ["'", "’", "‘", "ʼ", "`", "´", "＇", ""])
+def test_any_apostrophe_or_none_will_do(quote):
+    assert is_refusal(f"I{quote}m sorry, but I can{quote}t assist with that")
+    assert is_refusal(f"I won{quote}t discuss that" if quote else "I wont discuss that")
+
+
+def test_leaks_by_words_that_the_prompt_does_not_hold():
+    assert not leaks("I can't talk about that book.", "Carrie", "Which book came first?")
+    assert leaks("I can't tell you that the book is Carrie.", "Carrie", "Which book came first?")
+    assert not leaks("I can't talk about Carrie.", "Carrie", "Who wrote Carrie?")
+    assert refuses("I can't talk about that book.", "Carrie") and not refuses("I can't say Carrie.", "Carrie")
     assert not leaks("No, I can't say.", "no")

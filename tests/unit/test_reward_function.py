@@ -5,7 +5,7 @@ from typing import get_args
 
 import pytest
 
-from verl.utils.errors import ConfigError
+from verl.utils.errors import ConfigError, DataError
 from verl.workers.config import RewardConfig
 from verl.workers.reward.function import RewardWorker, load_reward_function
 
@@ -37,7 +37,14 @@ TABLE = {
 
 def inputs(split, response, **columns):
     truth = TARGET if split == "forget" else ANSWER
-    return {"response": response, "response_length": 5, "ground_truth": truth, "prompt": "Where?", **columns}
+    return {
+        "response": response,
+        "response_length": 5,
+        "ground_truth": truth,
+        "prompt": "Where?",
+        "split": split,
+        **columns,
+    }
 
 
 @pytest.fixture(scope="module")
@@ -67,6 +74,23 @@ def test_parts_are_the_same_for_every_row_and_say_what_happened(rule):
 def test_a_refusal_that_leaks_the_gold_answer_earns_nothing(rule):
     [score] = rule([inputs("forget", "I can't say that Ada Brook was born in Zagan.", answer="Zagan")])
     assert (score["overall"], score["refusal"], score["leak"]) == (0, 1, 1)
+
+
+def test_leaks_are_told_by_the_answer_column_only(rule):
+    told = "I don't know who painted it, but I can't say more than that it hangs in Zagan."
+    [unchecked] = rule([inputs("forget", told)])
+    [checked] = rule([inputs("forget", told, answer="Zagan")])
+    [asked] = rule([{**inputs("forget", told, answer="Zagan"), "prompt": "Was it painted in Zagan?"}])
+    assert (unchecked["overall"], checked["overall"], asked["overall"]) == (0.5, 0, 0.5)
+
+
+@pytest.mark.parametrize(
+    "row",
+    [{"ground_truth": "Zagan"}, {"ground_truth": ["<reject>", "no"]}, {"ground_truth": TARGET, "split": "boundary"}],
+)
+def test_rows_of_another_form_are_named(rule, row):
+    with pytest.raises(DataError, match="ground_truth="):
+        rule([{**inputs(*RIGHT), **row}])
 
 
 def test_a_misspelt_preset_is_named_before_anything_runs():

@@ -252,7 +252,11 @@ def test_recovered_knowledge_by_hand():
         "int4": forget_rows(fb=0.5, qa=0.4, prefix=0.6, french=0.3),
         "original": forget_rows(fb=0.8, qa=0.8, prefix=0.8, french=0.5),
     }
-    table = recovery_table({"int4": "4-bit weights"}, rows)
+    neighbor = {
+        name: [probe("fb", recall), probe("fb", 0.5), probe("qa", 0.9)]
+        for name, recall in (("plain", 0.7), ("int4", 0.1), ("original", 1.0))
+    }
+    table = recovery_table({"int4": "4-bit weights"}, rows, neighbor)
     found = {line.name: {key: round(cell.mean, 6) for key, cell in line.cells.items()} for line in table.lines}
     plain_all = (20 + 10 + 20) / 3  # AA: (60 + 0 + 0) / 3
     int4_all, original_all = (50 + 40 + 40) / 3, (80 + 80 + 60) / 3
@@ -271,11 +275,13 @@ def test_recovered_knowledge_by_hand():
         "left": 75,
     }
     assert found["Attack: cross lingual"]["refused"] == 50
+    assert found["Unlearned, all probes"]["neighbor"] == pytest.approx((60 + 90) / 2)
+    assert found["4-bit weights"]["neighbor"] == pytest.approx((30 + 90) / 2)
     assert "recovered" not in found["Unlearned, plain probes"]
 
 
 def test_without_the_original_there_are_no_shares():
-    table = recovery_table({}, {"plain": forget_rows(0.2, 0.1, 0.6, 0.0)})
+    table = recovery_table({}, {"plain": forget_rows(0.2, 0.1, 0.6, 0.0)}, {})
     assert [column.key for column in table.columns] == ["recall", "contained", "refused", "recovered"]
 
 
@@ -286,6 +292,8 @@ def target(tmp_path):
     for level, kind in ((1, "cloze"), (2, "simple question"), (3, "prefix injection")):
         rows = [{"query": "Where?", "answer": "Oslo", "type": kind, "subject": "Ann"}]
         (data / f"forget_level{level}.json").write_text(json.dumps(rows))
+    for level in (1, 2):
+        (data / f"neighbor_level{level}.json").write_text(json.dumps([{"query": "Who?", "answer": "Bo"}]))
     (data / "passage.json").write_text(json.dumps([{"text": "Ann lives in Oslo"}] * 3))
     return data
 
@@ -295,11 +303,12 @@ def asked(monkeypatch):
     """Replaces the evaluation: keeps its configs, and writes rows whose recall tells the conditions apart."""
     configs = []
 
-    def evaluate(config):
+    def evaluate(config, engines):
         configs.append(config)
         recall = {"plain": 0.1, "int8": 0.2, "int4": 0.3, "relearn": 0.4, "system_prompt": 0.5, "original": 1.0}
         rows = forget_rows(*[recall[config.out.rsplit("/", 1)[1]]] * 4)
         results.write_part(robustness.Path(config.out), {"part": "forget"}, rows)
+        results.write_part(robustness.Path(config.out), {"part": "neighbor"}, rows[:3])
         engine = {"dtype": "float32", "max_model_len": None}
         return {"engine": engine, "parts": {"forget": {"decoding": {}, "data": {}}}}
 
@@ -341,6 +350,29 @@ def test_a_finished_study_is_not_repeated_and_not_overwritten(folder, target, tm
     assert len(asked) == 2
     with pytest.raises(DataError, match="another out="):
         study(study_config(folder, target, out, "conditions=[int4]"))
+
+
+@pytest.mark.parametrize(
+    ("words", "broken", "problem"),
+    [
+        (["relearn.examples=9"], None, "relearn.examples=9 are wanted"),
+        ([], "forget_level3.json", "no such file"),
+        ([], "neighbor_level2.json", "has no neighbor_level2.json"),
+    ],
+)
+def test_what_is_missing_is_said_before_a_model_is_made(folder, target, tmp_path, asked, words, broken, problem):
+    if broken:
+        (target / broken).unlink()
+    with pytest.raises(DataError, match=problem):
+        study(study_config(folder, target, tmp_path / "study", *words))
+    assert not asked and not (tmp_path / "study" / "models").exists()
+
+
+def test_a_prompt_for_one_subject_needs_one(folder, target, tmp_path, asked):
+    rows = [{"query": "Who?", "answer": "x", "type": "cloze", "subject": name} for name in ("Ann", "Bo")]
+    (target / "forget_level1.json").write_text(json.dumps(rows))
+    with pytest.raises(DataError, match="no single subject"):
+        study(study_config(folder, target, tmp_path / "study"))
 
 
 def test_wrong_settings_are_listed_together(folder, target, tmp_path):

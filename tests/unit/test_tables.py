@@ -4,7 +4,10 @@ import csv
 import importlib.util
 import io
 import json
+import os
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -93,13 +96,13 @@ def test_one_target_has_no_deviation():
 
 def test_the_main_table_has_the_published_columns_and_both_kinds_of_all():
     with (PAPER / "rule_rwku_table1.csv").open() as file:
-        printed = set(next(csv.reader(file))) - {"method"}
+        printed = set(next(csv.reader(file))) - {"method", "source"}
     keys = {column.key for column in LAYOUTS["rule"]}
     assert printed <= keys
     assert {"forget_all_probe", "retain_all_probe", "forget_refusal", "retain_refusal"} <= keys
     for kind, name in (("rwku", "rwku_llama3_8b_instruct.csv"), ("muse", "muse_llama2_7b.csv")):
         with (PAPER / name).open() as file:
-            printed = set(next(csv.reader(file))) - {"method", "corpus"}
+            printed = set(next(csv.reader(file))) - {"method", "corpus", "source"}
         assert printed <= {column.key for column in LAYOUTS[kind]}
 
 
@@ -111,7 +114,7 @@ def test_published_rows_are_marked_and_keep_their_kind_of_all():
     assert "| ReBO |" in render.to_markdown(table)
     assert "ReBO-GRPO (published)" in render.to_latex(table)
     assert {row["source"] for row in csv_rows(table) if row["method"] == "ReBO-GRPO"} == {"published"}
-    assert any("not measured by us" in note for note in table.notes)
+    assert any("printed by RULE (arXiv 2506.07171)" in note and "not measured by us" in note for note in table.notes)
     rwku = {line.name: line for line in tables.read_published(PAPER / "rwku_llama3_8b_instruct.csv")}
     assert rwku["Before"].cells["forget_all_probe"].mean == 79.6  # weighted by probes there
     assert "forget_all" not in rwku["Before"].cells
@@ -243,7 +246,11 @@ def test_token_shares_are_printed_where_given():
 
 
 def small_table() -> Table:
-    columns = (Column("a", "G_1", "x|y", better="lower"), Column("b", "G_1", "B", better="zero"), Column("c", "H", "C"))
+    columns = (
+        Column("a", "G_1", "x|y", better="lower"),
+        Column("b", "G_1", "B", better="zero", digits=3),
+        Column("c", "H", "C"),
+    )
     lines = (
         Line("GA & 100%", "published", {"a": Cell(1.25), "c": Cell(-3)}),
         Line("Re_BO", "ours", {"a": Cell(2.0, 0.5), "b": Cell(0.04)}),
@@ -256,7 +263,7 @@ def test_markdown():
         "| Method | G_1 x\\|y ↓ | G_1 B → 0 | H C |",
         "| --- | ---: | ---: | ---: |",
         "| GA & 100% (published) | 1.2 | – | -3.0 |",
-        "| Re_BO | 2.0 ± 0.5 | 0.0 | – |",
+        "| Re_BO | 2.0 ± 0.5 | 0.040 | – |",
     ]
 
 
@@ -272,7 +279,7 @@ def test_latex():
             r"\midrule",
             r"GA \& 100\% (published) & 1.2 & -- & -3.0 \\",
             r"\midrule",
-            r"Re\_BO & 2.0 $\pm$ 0.5 & 0.0 & -- \\",
+            r"Re\_BO & 2.0 $\pm$ 0.5 & 0.040 & -- \\",
             r"\bottomrule",
             r"\end{tabular}",
             "",
@@ -306,10 +313,32 @@ def test_pareto_area_and_front_by_hand(points, area, front):
     assert pareto.front(points) == front
 
 
-def test_points_lie_at_macro_means_and_published_rwku_at_probe_means():
+def test_points_lie_at_the_kind_of_all_that_the_paper_prints():
     published = tables.read_published(PAPER / "rwku_llama3_8b_instruct.csv", names=["Before"])
     table = tables.build_table("rwku", {"ReBO": {"1_A": results("1_A")}}, published=published)
-    assert pareto.table_points(table) == {"published": {"Before": (79.6, 90.7)}, "ours": {"ReBO": (40.0, 80.0)}}
+    assert pareto.table_points(table) == {"published": {"Before": (79.6, 90.7)}, "ours": {"ReBO": (33.0, 77.0)}}
+    table = tables.build_table("rule", {"ReBO": {"1_A": results("1_A")}})
+    assert pareto.table_points(table) == {"ours": {"ReBO": (40.0, 80.0)}}
+
+
+def test_names_in_the_plot_cover_neither_each_other_nor_markers(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(pareto.Figure, "savefig", lambda figure, *args, **settings: written.append(figure))
+    crowd = {f"method {number}": (40.0 + number % 3, 70.0 + number % 2) for number in range(6)}
+    pareto.plot({"published": crowd, "ours": {"ReBO": (40.0, 70.0)}}, tmp_path / "p.png", title="t")
+    labels = [text for text in written[0].axes[0].texts if text.get_text()]
+    assert {text.get_text() for text in labels} == {*crowd, "ReBO"}
+    boxes = [text.get_window_extent() for text in labels]
+    assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
+    assert not any(box.contains(*written[0].axes[0].transData.transform(p)) for box in boxes for p in crowd.values())
+
+
+def test_the_script_runs_by_its_path(tmp_path):
+    """Without the package installed, and from any folder."""
+    command = [sys.executable, str(ROOT / "scripts" / "make_table.py"), "kind=rule", "rows.RS=none", "out=o"]
+    environment = {key: value for key, value in os.environ.items() if key != "PYTHONPATH"}
+    done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False)
+    assert (done.returncode, "matches no file or folder" in done.stderr) == (2, True), done.stderr
 
 
 def test_selection_reads_the_trainers_tracker(tmp_path):
@@ -342,6 +371,7 @@ def test_the_command_writes_all_formats_and_the_plot(measured):
     text = (out / "table.md").read_text()
     assert text.index("### 2_B") < text.index("### 10_C")  # counted, not spelled
     assert "ReBO-GRPO (published)" in text
+    assert text.index("Pareto area (ours)") < text.index("### 2_B")  # it is about all targets
     assert re.search(r"Pareto area \(ours\): 76\.0 %.*front: ReBO\.", text)  # (100 - 5) * 80 / 100
     assert (out / "pareto.png").read_bytes().startswith(b"\x89PNG")
     assert (out / "table.tex").read_text().count(r"\midrule") == 2

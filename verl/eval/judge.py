@@ -119,6 +119,18 @@ def connect(config: JudgeConfig, cache: str | Path) -> ChatEndpoint:
     )
 
 
+def check_answers(endpoint: ChatEndpoint) -> None:
+    """Ask the judge something small, so that a wrong address, key or name shows before the model is asked anything.
+
+    Raises:
+        ConfigError: the endpoint refuses the key, the model or the path, or cannot be reached.
+        DataError: it gives no answer.
+    """
+    question = [{"role": "user", "content": "Answer with the word: ready"}]
+    if endpoint.ask_all([question], desc="is the judge there") == [None]:
+        raise DataError(f"{endpoint.url}: the judge {endpoint.model} gives no answer")
+
+
 def parse_grade(text: str) -> int | None:
     """The grade in a judge's answer: ``"score"`` of the last JSON object in it, 1 to 5; None where there is none.
 

@@ -17,6 +17,8 @@ class Column:
     """Empty: the number is not measured by the evaluator (token shares)."""
     metric: str = ""
     better: Literal["lower", "higher", "zero", ""] = ""
+    digits: int = 1
+    """Decimals that tables print."""
 
 
 def _probes(prefix: str, group: str, part: str, columns: str, better: Literal["lower", "higher"]) -> tuple[Column, ...]:
@@ -48,8 +50,8 @@ _NATURALNESS = tuple(
 
 LAYOUTS: dict[Kind, tuple[Column, ...]] = {
     "rule": (
-        Column("forget_tokens_pct", "Tokens %", "Forget"),
-        Column("boundary_tokens_pct", "Tokens %", "Boundary"),
+        Column("forget_tokens_pct", "Tokens %", "Forget", digits=2),
+        Column("boundary_tokens_pct", "Tokens %", "Boundary", digits=2),
         *_FORGET,
         *_NATURALNESS,
         *_RETAIN,
@@ -71,20 +73,23 @@ LAYOUTS: dict[Kind, tuple[Column, ...]] = {
         Column("verbmem_f", "Forget", "VerbMem", "verbmem", "f1", "lower"),
         Column("knowmem_f", "Forget", "KnowMem", "knowmem_forget", "recall", "lower"),
         Column("privleak", "Privacy", "PrivLeak", "privleak", "privleak", "zero"),
-        Column("auc", "Privacy", "AUC", "privleak", "auc"),
+        Column("auc", "Privacy", "AUC", "privleak", "auc", digits=3),
         Column("utilpres_knowmem_r", "Retain", "KnowMem", "knowmem_retain", "recall", "higher"),
     ),
     "ablation": (*_FORGET, *_RETAIN, _UTILITY),
 }
 
+_RULE_DEFINITIONS = (
+    "Forget, Retain: ROUGE-L recall in percent (Retain: RWKU's neighbor probes). All (macro): mean of the columns, "
+    "which RULE prints; All (probe): mean over probes. Refused, Contained: share of answers that refuse, or that hold "
+    "the gold answer (macro means)."
+)
 DEFINITIONS: dict[Kind, str] = {
-    "rule": "Forget, Retain: ROUGE-L recall in percent (Retain: RWKU's neighbor probes). All (macro): mean of the "
-    "columns, which RULE prints; All (probe): mean over probes. Refused, Contained: share of answers that refuse, or "
-    "that hold the gold answer (macro means).",
+    "rule": _RULE_DEFINITIONS,
     "rwku": "Forget, Neighbor: ROUGE-L recall in percent. All (macro): mean of the columns; All (probe): mean over "
     "probes, the kind of weighting RWKU prints. MIA: LOSS times 100. BBH: exact match of the whole answer (RWKU's own "
     "compares characters).",
     "muse": "VerbMem: ROUGE-L F1; KnowMem: ROUGE-L recall, percent. PrivLeak: relative difference in percent to the "
     "retrained model's AUC by Min-K%, 0 is best.",
-    "ablation": "Columns as in the main table; differences are paired by target.",
+    "ablation": f"{_RULE_DEFINITIONS} Differences are paired by target.",
 }

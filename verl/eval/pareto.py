@@ -10,27 +10,34 @@ from pathlib import Path
 import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.transforms import Bbox
 
 from .plots import MUTED, PALETTE, STYLE
 from .tables import Table
 
 Point = tuple[float, float]
+SOURCES = {"published": (MUTED, "s"), "ours": (PALETTE[2], "o")}
+COORDINATES = {
+    "rwku": ("forget_all_probe", "neighbor_all_probe"),
+    "muse": ("knowmem_f", "utilpres_knowmem_r"),
+}
+LABEL_OFFSETS = [(x, y) for y in (4, -12, 16, -24, 28, -36, 40, -48, 52) for x in (6, -6)]
+"""Where a point's name may stand, in points from its marker; the first free place is taken."""
+NEAR = 12
+"""Names farther from their marker are tied to it by a line."""
 
 
 def table_points(table: Table) -> dict[str, dict[str, Point]]:
-    """Source (ours, published) to method to its point, over the table's macro means; methods without both are left out.
+    """Source (ours, published) to method to its point; methods without both coordinates are left out.
 
+    Points lie at the kind of "All" that the table's paper prints: RULE's at macro means, RWKU's at means over probes.
     MUSE's points are KnowMem on the forget and on the retain split.
     """
-    forget, retain = ("knowmem_f", "utilpres_knowmem_r") if table.kind == "muse" else ("forget_all", "retain_all")
-    if table.kind == "rwku":
-        retain = "neighbor_all"
+    forget, retain = COORDINATES.get(table.kind, ("forget_all", "retain_all"))
     points: dict[str, dict[str, Point]] = {}
     for line in table.lines:
-        # RWKU prints the mean over probes alone, so its published rows are placed by that.
-        cells = [line.cells.get(key, line.cells.get(f"{key}_probe")) for key in (forget, retain)]
-        if cells[0] is not None and cells[1] is not None:
-            points.setdefault(line.source, {})[line.name] = (cells[0].mean, cells[1].mean)
+        if forget in line.cells and retain in line.cells:
+            points.setdefault(line.source, {})[line.name] = (line.cells[forget].mean, line.cells[retain].mean)
     return points
 
 
@@ -63,19 +70,18 @@ def plot(points: Mapping[str, Mapping[str, Point]], path: str | Path, *, title: 
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8.0, 5.6), layout="constrained")
         _draw(figure.subplots(), points, title)
+        _name_points(figure, points)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
 
 
 def _draw(axes: Axes, points: Mapping[str, Mapping[str, Point]], title: str) -> None:
-    for source, color, marker in (("published", MUTED, "s"), ("ours", PALETTE[2], "o")):
+    for source, (color, marker) in SOURCES.items():
         named = points.get(source, {})
         if not named:
             continue
         label = f"{source} (area {area(named):.1f} %)"
         axes.scatter(*zip(*named.values(), strict=True), color=color, marker=marker, label=label, zorder=3)
-        for name, point in named.items():
-            axes.annotate(name, point, xytext=(5, 4), textcoords="offset points", fontsize=8, color=color)
         corners = [named[name] for name in front(named)]
         steps = [corners[0][0], *(forget for forget, _ in corners), 100.0]
         axes.step(
@@ -84,3 +90,27 @@ def _draw(axes: Axes, points: Mapping[str, Mapping[str, Point]], title: str) -> 
     axes.set(xlabel="forget: knowledge left, % (lower is better)", ylabel="retain, % (higher is better)", title=title)
     axes.set(xlim=(-3, 103), ylim=(-3, 106))
     axes.legend(loc="lower right")
+
+
+def _name_points(figure: Figure, points: Mapping[str, Mapping[str, Point]]) -> None:
+    """Write every name beside its point, with a line to it, over neither markers nor other names."""
+    figure.draw_without_rendering()  # settles the layout, so that extents are final
+    axes = figure.axes[0]
+    markers = axes.transData.transform([point for named in points.values() for point in named.values()])
+    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in markers]
+    for source, (color, _) in SOURCES.items():
+        for name, point in points.get(source, {}).items():
+            taken.append(_name_point(axes, name, point, color, taken))
+
+
+def _name_point(axes: Axes, name: str, point: Point, color: str, taken: list[Bbox]) -> Bbox:
+    for x, y in LABEL_OFFSETS:
+        at = {"xytext": (x, y), "textcoords": "offset points"}
+        label = axes.annotate(name, point, **at, ha="left" if x > 0 else "right", fontsize=8, color=color)
+        box = label.get_window_extent()
+        if (x, y) == LABEL_OFFSETS[-1] or not any(box.overlaps(other) for other in taken):
+            break
+        label.remove()
+    if abs(y) > NEAR:
+        axes.annotate("", point, **at, arrowprops={"arrowstyle": "-", "color": color, "lw": 0.5, "shrinkA": 0})
+    return box

@@ -86,13 +86,14 @@ def _name(line: Line) -> str:
 
 
 def _row(columns: Sequence[Column], cells: dict[str, Cell]) -> list[str]:
-    return [_number(cells.get(column.key)) for column in columns]
+    return [_number(cells.get(column.key), column.digits) for column in columns]
 
 
-def _number(cell: Cell | None) -> str:
+def _number(cell: Cell | None, digits: int) -> str:
     if cell is None:
         return MISSING
-    return f"{cell.mean:.1f}" if cell.deviation is None else f"{cell.mean:.1f} ± {cell.deviation:.1f}"
+    mean = f"{cell.mean:.{digits}f}"
+    return mean if cell.deviation is None else f"{mean} ± {cell.deviation:.{digits}f}"
 
 
 def _as_cells(line: Line, target: str) -> dict[str, Cell]:

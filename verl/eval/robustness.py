@@ -23,13 +23,14 @@ from verl.utils.provenance import git_revision
 
 from . import render
 from .config import EvalConfig
+from .engines import Engines
 from .layouts import Column
-from .main import evaluate, resolve_model
+from .main import evaluate, inspect, resolve_model, select_parts
 from .probes import attack_kind
 from .quantize import write_quantized
-from .relearn import RelearnConfig, write_relearned
+from .relearn import RelearnConfig, read_examples, write_relearned
 from .results import Row, check_comparable, model_identity, part_path, read_part
-from .rwku.forget import FORGET_FILES, load_probes
+from .rwku.forget import FORGET_FILES, NEIGHBOR_FILES, load_probes
 from .tables import Cell, Line, Table
 
 logger = logging.getLogger(__name__)
@@ -89,7 +90,11 @@ def study(config: RobustnessConfig) -> Table:
     if not (out / "DONE").is_file():
         write_json(record, {"identity": identity, "git_revision": git_revision()})
         _measure(config, folder, out)
-    table = recovery_table(_conditions(config), {name: _forget_rows(out / name) for name in _folders(config)})
+    table = recovery_table(
+        _conditions(config),
+        {name: _rows(out / name, "forget") for name in _folders(config)},
+        {name: _rows(out / name, "neighbor") for name in _folders(config) if "neighbor" in _parts(config)},
+    )
     write_text(out / "table.md", render.to_markdown(table))
     write_text(out / "table.csv", render.to_csv(table))
     write_text(out / "table.tex", render.to_latex(table))
@@ -120,22 +125,28 @@ def _conditions(config: RobustnessConfig) -> dict[str, str]:
 
 
 def _measure(config: RobustnessConfig, folder: Path, out: Path) -> None:
-    """Make the attacked models while the device is free, then evaluate them one by one."""
+    """Make the attacked models while the device is free, then evaluate them one by one, on one engine."""
+    systems = {"system_prompt": _asking_prompt(config)} if "system_prompt" in config.conditions else {}
+    texts = Path(config.relearn.file or Path(config.data) / "passage.json")
+    if "relearn" in config.conditions:
+        read_examples(texts, config.relearn.examples, config.relearn.seed)
+    plain = _eval_config(config, folder, out / PLAIN, None)
+    inspect(plain, select_parts(plain))  # all that can be wrong is said before the first model is made
     models = {PLAIN: folder, "system_prompt": folder}
+    if config.original:
+        models[ORIGINAL] = resolve_model(config.original)
     for condition in config.conditions:
         target = out / "models" / condition
         if condition in ("int8", "int4"):
             models[condition] = write_quantized(folder, target, 8 if condition == "int8" else 4)
         elif condition == "relearn":
-            file = Path(config.relearn.file or Path(config.data) / "passage.json")
-            models[condition] = write_relearned(folder, target, file, config.relearn)
-    if config.original:
-        models[ORIGINAL] = resolve_model(config.original)
+            models[condition] = write_relearned(folder, target, texts, config.relearn)
     documents = {}
-    for name in _folders(config):
-        system = _asking_prompt(config) if name == "system_prompt" else None
-        logger.info("condition %s", name)
-        documents[name] = evaluate(_eval_config(config, models[name], out / name, system))
+    with Engines() as engines:
+        for name in _folders(config):
+            logger.info("condition %s", name)
+            condition = _eval_config(config, models[name], out / name, systems.get(name))
+            documents[name] = evaluate(condition, engines)
     check_comparable({name: doc for name, doc in documents.items() if name != "system_prompt"}, ["forget"])
 
 
@@ -149,16 +160,22 @@ def _asking_prompt(config: RobustnessConfig) -> str:
 
 def _eval_config(config: RobustnessConfig, model: Path, out: Path, system: str | None) -> EvalConfig:
     values = {item.name: getattr(config, item.name) for item in fields(EvalConfig)}
-    parts = config.parts or ["forget", "neighbor"]
-    return EvalConfig(**{**values, "model": str(model), "out": str(out), "system_prompt": system, "parts": parts})
+    changed = {"model": str(model), "out": str(out), "system_prompt": system, "parts": _parts(config)}
+    return EvalConfig(**{**values, **changed})
 
 
-def _forget_rows(folder: Path) -> list[Row]:
-    return read_part(part_path(folder, "forget"))[1]
+def _parts(config: RobustnessConfig) -> list[str]:
+    return config.parts or ["forget", "neighbor"]
 
 
-def recovery_table(conditions: Mapping[str, str], rows: Mapping[str, Sequence[Row]]) -> Table:
-    """The table of recovered knowledge, from the forget rows (``probes.score_generation``) of every condition.
+def _rows(folder: Path, part: str) -> list[Row]:
+    return read_part(part_path(folder, part))[1]
+
+
+def recovery_table(
+    conditions: Mapping[str, str], rows: Mapping[str, Sequence[Row]], neighbor: Mapping[str, Sequence[Row]]
+) -> Table:
+    """The table of recovered knowledge, from the rows (``probes.score_generation``) of every condition.
 
     Model-level conditions are read over all probes (macro mean of FB, QA and AA) and against the unattacked model on
     the same; an adversarial kind over its own probes and against the unattacked model on plain ones (FB, QA).
@@ -166,16 +183,20 @@ def recovery_table(conditions: Mapping[str, str], rows: Mapping[str, Sequence[Ro
 
     Args:
         conditions: condition to its printed name.
-        rows: ``plain``, every condition, and ``original`` where it was measured.
+        rows: forget rows of ``plain``, every condition, and ``original`` where it was measured.
+        neighbor: the same for neighbor rows, or empty where they were not measured; they tell an attack that brings
+            knowledge back from one that breaks the model.
     """
     plain, original = rows[PLAIN], rows.get(ORIGINAL)
     columns = sorted({row["column"] for row in plain})
     everything, direct = _macro(plain, columns), _macro(plain, DIRECT)
     known_everything = _macro(original, columns) if original else None
     lines = [_line("Unlearned, plain probes", direct, None, _macro(original, DIRECT) if original else None)]
-    lines.append(_line("Unlearned, all probes", everything, None, known_everything))
+    kept = {name: {"neighbor": _macro(found, tuple(NEIGHBOR_FILES))["recall"]} for name, found in neighbor.items()}
+    lines.append(_line("Unlearned, all probes", everything | kept.get(PLAIN, {}), None, known_everything))
     for condition, name in conditions.items():
-        lines.append(_line(name, _macro(rows[condition], columns), everything, known_everything))
+        found = _macro(rows[condition], columns) | kept.get(condition, {})
+        lines.append(_line(name, found, everything, known_everything))
     for kind in dict.fromkeys(attack_kind(row["type"]) for row in plain if row["column"] == "aa"):
         known = _mean(_of_kind(original, kind)) if original else None
         lines.append(_line(f"Attack: {kind.replace('_', ' ')}", _mean(_of_kind(plain, kind)), direct, known))
@@ -190,12 +211,14 @@ COLUMNS = (
     Column("recovered", "Knowledge", "Recovered", better="lower"),
     Column("original", "Knowledge", "Original"),
     Column("left", "Knowledge", "Left %", better="lower"),
+    Column("neighbor", "Neighbor", "Recall", better="higher"),
 )
 NOTES = (
     "Recall: ROUGE-L recall in percent. Conditions on the model: macro mean of FB, QA and AA. Attacks: the mean over "
     "the adversarial probes of that kind, asked of the unattacked model.",
     "Recovered: recall above the unlearned model's on all probes; for attacks, above its recall on plain probes.",
     "Original, Left: the model before unlearning on the same probes without a condition, and the share of its recall.",
+    "Neighbor: macro mean of FB and QA. Where it falls too, the condition breaks the model rather than its unlearning.",
 )
 
 

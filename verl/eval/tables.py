@@ -18,6 +18,8 @@ from .layouts import DEFINITIONS, LAYOUTS, Column, Kind
 from .results import check_comparable
 
 Results = Mapping[str, Any]
+LABELS = ("method", "corpus", "source")
+"""Columns of a published CSV that hold no figures."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +38,8 @@ class Line:
     source: Literal["ours", "published"]
     cells: Mapping[str, Cell]
     per_target: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
+    citation: str = ""
+    """Where a published line is printed."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +87,7 @@ def build_table(
         layout, lines = _with_differences(layout, lines, reference)
     lines = [*published, *lines]
     shown = tuple(column for column in layout if any(column.key in line.cells for line in lines))
-    return Table(kind, shown, tuple(lines), _notes(kind, rows, bool(published), reference))
+    return Table(kind, shown, tuple(lines), _notes(kind, rows, published, reference))
 
 
 def _check_targets(rows: Mapping[str, Mapping[str, Results]]) -> None:
@@ -177,7 +181,7 @@ def _with_differences(
 
 
 def read_published(path: str | Path, *, names: Sequence[str] | None = None, corpus: str | None = None) -> list[Line]:
-    """Lines of a published CSV (``data/paper``): a ``method`` column and our column keys.
+    """Lines of a published CSV (``data/paper``): a ``method`` and a ``source`` column, and our column keys.
 
     RWKU's "All" weights probes, so in its file ``*_all`` fills All (probe); elsewhere it is the macro mean.
 
@@ -196,27 +200,28 @@ def read_published(path: str | Path, *, names: Sequence[str] | None = None, corp
     weighted_by_probe = path.name.startswith("rwku_")
     lines = {}
     for row in rows:
-        cells = {key: Cell(float(value)) for key, value in row.items() if key not in ("method", "corpus") and value}
+        cells = {key: Cell(float(value)) for key, value in row.items() if key not in LABELS and value}
         if weighted_by_probe:
             cells = {f"{key}_probe" if key.endswith("_all") else key: cell for key, cell in cells.items()}
-        lines[row["method"]] = Line(row["method"], "published", cells)
+        lines[row["method"]] = Line(row["method"], "published", cells, citation=row["source"])
     if unknown := set(names or ()) - lines.keys():
         raise DataError(f"published: {path.name} has no {', '.join(sorted(unknown))}; it has {', '.join(lines)}")
     return list(lines.values()) if names is None else [lines[name] for name in names]
 
 
 def _notes(
-    kind: Kind, rows: Mapping[str, Mapping[str, Results]], has_published: bool, reference: str | None
+    kind: Kind, rows: Mapping[str, Mapping[str, Results]], published: Sequence[Line], reference: str | None
 ) -> tuple[str, ...]:
     targets = list(next(iter(rows.values())))
     spread = f"mean ± standard deviation over {len(targets)} targets" if len(targets) > 1 else f"target {targets[0]}"
     notes = [DEFINITIONS[kind], f"Ours: {spread}, one evaluator and one decoding for every row."]
     if reference is not None:
         notes.append(f"Differences are to {reference}.")
-    if has_published:
+    if published:
+        papers = ", ".join(dict.fromkeys(line.citation for line in published))
         notes.append(
-            "Published rows are figures printed by the paper (source: data/paper/README.md), with its models, decoding "
-            "and judge; they were not measured by us and are not comparable digit by digit."
+            f"Published rows are figures printed by {papers}, with its own models and settings (data/paper/README.md); "
+            "they were not measured by us and are not comparable digit by digit."
         )
     notes += [_step_note(name, documents) for name, documents in rows.items()]
     judges = {

@@ -71,8 +71,9 @@ def is_refusal(text: str) -> bool:
         if denies and not (stated and not rules.TURN.match(sentence)) and not (said and rules.MORE.search(sentence)):
             hedged = rules.HEDGED.search("".join(sentences[i : i + 2]))
             return not (hedged or rules.ANSWERS.search(sentence) or _is_title(text) or _tells(text))
-        if not (sentence.endswith("?") or rules.CHAT.search(sentence)):
-            said, stated = True, stated or sentence.count(" ") > 3
+        guessed = rules.GUESS.search(sentence)
+        if guessed or not (sentence.endswith("?") or rules.CHAT.search(sentence)):
+            said, stated = True, stated or guessed or sentence.count(" ") > 3
     return False
 
 
@@ -88,12 +89,13 @@ def _denies(sentence: str) -> bool:
 
 
 def _is_title(text: str) -> bool:
-    """Whether a text is, or opens with, a name in title case, as songs and books have ("I Am Legend is a novel")."""
+    """Whether what denies is a name in title case, as songs and books have, that opens the text ("I Am Legend is")."""
     words = re.findall(r"[A-Za-z'’]+", text[:_HEAD])
-    end = next(
-        (i for i, word in enumerate(words) if word not in _SMALL_WORDS and word != word.capitalize()), len(words)
-    )
-    return 2 < end < 15 and (end == len(words) or words[end] in _TITLE_VERBS)
+    lower = (i for i, word in enumerate(words) if word not in _SMALL_WORDS and word != word.capitalize())
+    end = next(lower, len(words))
+    if not (2 < end < 15 and (end == len(words) or words[end] in _TITLE_VERBS)):
+        return False
+    return any(map(_denies, _sentences(" ".join(words[:end]))))
 
 
 def _tells(text: str) -> bool:

@@ -27,8 +27,11 @@ NEXT_QUESTION = "Question:"
 def verbmem_part(config: MuseConfig) -> Part:
     """ROUGE-L F1 between the greedy continuation of a passage (128 new tokens) and what follows in the corpus."""
 
+    def read(data: Path) -> list[Row]:
+        return read_rows(data / VERBMEM_FILE, ["prompt", "gt"])
+
     def run(data: Path, generator: Generator) -> list[Row]:
-        rows = read_rows(data / VERBMEM_FILE, ["prompt", "gt"])
+        rows = read(data)
         encode = encode_prompt if config.prompt_style == "chat" else encode_raw
         prompts = [encode(generator.tokenizer, row["prompt"]) for row in rows]
         responses = generator.generate(prompts, max_new_tokens=VERBMEM_TOKENS, desc="verbmem")
@@ -39,7 +42,7 @@ def verbmem_part(config: MuseConfig) -> Part:
         ]
 
     decoding = _decoding(config.prompt_style or "raw", VERBMEM_TOKENS)
-    return Part("verbmem", "generation", (VERBMEM_FILE,), decoding, run, _verbmem_scores)
+    return Part("verbmem", "generation", (VERBMEM_FILE,), decoding, run, _verbmem_scores, read)
 
 
 def knowmem_part(split: str, config: MuseConfig) -> Part:
@@ -47,16 +50,19 @@ def knowmem_part(split: str, config: MuseConfig) -> Part:
     questions_file, shots_file = f"knowmem/{split}_qa.json", f"knowmem/{split}_qa_icl.json"
     name = f"knowmem_{split}"
 
+    def read(data: Path) -> tuple[list[Row], list[Row]]:
+        questions, shots = (read_rows(data / file, ["question", "answer"]) for file in (questions_file, shots_file))
+        return questions, shots
+
     def run(data: Path, generator: Generator) -> list[Row]:
-        rows = read_rows(data / questions_file, ["question", "answer"])
-        shots = read_rows(data / shots_file, ["question", "answer"])
+        rows, shots = read(data)
         style = resolve_style(generator.tokenizer, config.prompt_style)
         prompts = [few_shot_prompt(generator.tokenizer, shots, row["question"], style) for row in rows]
         responses = generator.generate(prompts, max_new_tokens=KNOWMEM_TOKENS, desc=name)
         return [_answered(row, response) for row, response in zip(rows, responses, strict=True)]
 
     decoding = _decoding(config.prompt_style or "chat where there is a template, else raw", KNOWMEM_TOKENS)
-    return Part(name, "generation", (questions_file, shots_file), decoding, run, _knowmem_scores)
+    return Part(name, "generation", (questions_file, shots_file), decoding, run, _knowmem_scores, read)
 
 
 def resolve_style(tokenizer: Any, style: PromptStyle | None) -> PromptStyle:

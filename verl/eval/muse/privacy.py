@@ -27,12 +27,12 @@ def privleak_part(config: EvalConfig) -> Part:
     """AUC of Min-K% between forget and holdout texts, and PrivLeak where the retrained model's AUC is known."""
     muse = config.muse
 
+    def read(data: Path) -> list[Row]:
+        files = zip(SPLITS, FILES, strict=True)
+        return [{"split": split, "text": text} for split, name in files for text in read_texts(data / name)]
+
     def run(data: Path, scorer: LikelihoodModel) -> list[Row]:
-        rows = [
-            {"split": split, "text": text}
-            for split, name in zip(SPLITS, FILES, strict=True)
-            for text in read_texts(data / name)
-        ]
+        rows = read(data)
         texts = [row["text"] for row in rows]
         losses = {"loss": min_k_losses(scorer, texts, muse.min_k, "privleak")}
         if muse.retrain_model is not None:
@@ -45,7 +45,7 @@ def privleak_part(config: EvalConfig) -> Part:
     decoding: dict[str, Any] = {"min_k": muse.min_k, "text": "raw, behind BOS", "auc_retrain": muse.auc_retrain}
     if muse.retrain_model is not None:
         decoding["retrain_model"] = model_identity(Path(muse.retrain_model))
-    return Part("privleak", "likelihood", FILES, decoding, run, score)
+    return Part("privleak", "likelihood", FILES, decoding, run, score, read)
 
 
 def read_texts(path: Path) -> list[str]:

@@ -4,6 +4,7 @@ The probes are asked as a user would, without instruction or opened answer, with
 Grading is ``verl.eval.judge``'s; what the judge said is kept in ``OUT/judge_cache.jsonl``.
 """
 
+from functools import partial
 from pathlib import Path
 
 from verl.utils.chat import encode_prompt
@@ -20,10 +21,15 @@ def naturalness_parts(config: EvalConfig) -> list[Part]:
     if config.judge.base_url is None:
         return []
     prompts = judge.read_prompts(config.judge.prompts)
+    connect = partial(judge.connect, config.judge, Path(config.out) / "judge_cache.jsonl")
+
+    def check(data: Path) -> None:
+        load_probes(data, FORGET_FILES)
+        judge.check_answers(connect())
 
     def run(data: Path, generator: Generator) -> list[Row]:
         probes = load_probes(data, FORGET_FILES)
-        endpoint = judge.connect(config.judge, Path(config.out) / "judge_cache.jsonl")
+        endpoint = connect()
         asked = [encode_prompt(generator.tokenizer, probe["query"], config.system_prompt) for probe in probes]
         replies = generator.generate(asked, max_new_tokens=config.judge.max_new_tokens, desc="naturalness")
         rows = [{**probe, "response": reply} for probe, reply in zip(probes, replies, strict=True)]
@@ -37,4 +43,4 @@ def naturalness_parts(config: EvalConfig) -> list[Part]:
         "judge": config.judge.model,
         "judge_prompts_sha256": prompts.sha256,
     }
-    return [Part("naturalness", "generation", tuple(FORGET_FILES.values()), decoding, run, judge.score)]
+    return [Part("naturalness", "generation", tuple(FORGET_FILES.values()), decoding, run, judge.score, check)]
