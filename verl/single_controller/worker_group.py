@@ -12,7 +12,7 @@ from .placement import place_ranks
 
 logger = logging.getLogger(__name__)
 
-LEAVE_S = 5
+LEAVE_S = 2
 
 
 class WorkerError(RuntimeError):
