@@ -95,7 +95,7 @@ def study(config: RobustnessConfig) -> Table:
         {name: _rows(out / name, "forget") for name in _folders(config)},
         {name: _rows(out / name, "neighbor") for name in _folders(config) if "neighbor" in _parts(config)},
     )
-    write_text(out / "table.md", render.to_markdown(table))
+    write_text(out / "table.md", f"# Knowledge that comes back\n\n{render.to_markdown(table)}")
     write_text(out / "table.csv", render.to_csv(table))
     write_text(out / "table.tex", render.to_latex(table))
     if not config.keep_models:
