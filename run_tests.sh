@@ -4,6 +4,7 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")" || exit 1
 source scripts/setup_env.sh || exit 1
 
+side_by_side=(-n 2 --dist loadfile) # one process leaves a core idle most of the time
 summary=()
 failed=0
 
@@ -20,8 +21,9 @@ step() { # NAME COMMAND...: runs a command, notes how it went and goes on
 
 step "style" python3 -m ruff check .
 step "format" python3 -m ruff format --check .
-step "unit tests" python3 -m pytest -q tests/unit
-step "integration tests" python3 -m pytest -q tests/integration tests/gpu
+step "unit tests" python3 -m pytest -q "${side_by_side[@]}" tests/unit
+step "Atlas" python3 data/atlas/pretrain.py # the integration tests would make it too, each process by itself
+step "integration tests" python3 -m pytest -q "${side_by_side[@]}" --durations=15 tests/integration tests/gpu
 
 printf '\n=== summary\n'
 printf '%s\n' "${summary[@]}"

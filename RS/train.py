@@ -127,6 +127,4 @@ def _write_header(config: RSConfig, counts: dict[str, dict]) -> None:
 
 
 if __name__ == "__main__":
-    # Before torch is imported: threads that spin while they wait make a step on busy CPU cores 20 times slower.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     sys.exit(main())

@@ -1,13 +1,10 @@
 """What the benchmarks share: a random model, its rows, and runs of the trainer's command line on one rank."""
 
 import json
-import os
-import subprocess
 import sys
 from pathlib import Path
 
-ROOT = Path(__file__).resolve().parents[1]
-sys.path.insert(0, str(ROOT))
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 REWARD = """
 REWARD_TYPE = "batch"
@@ -20,27 +17,9 @@ def compute_score(rows):
 
 def random_model(folder: Path) -> None:
     """A Llama of Atlas's shape, 3.5 million parameters, with random weights."""
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
+    from tests.conftest import ATLAS_SHAPE, save_tiny_model
 
-    from tests.conftest import make_tokenizer
-
-    tokenizer = make_tokenizer()
-    ids = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
-    config = LlamaConfig(
-        vocab_size=1024,
-        hidden_size=384,
-        intermediate_size=1024,
-        num_hidden_layers=2,
-        num_attention_heads=6,
-        num_key_value_heads=2,
-        max_position_embeddings=512,
-        tie_word_embeddings=True,
-        **ids,
-    )
-    model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(**ids)
-    model.save_pretrained(folder)
-    tokenizer.save_pretrained(folder)
+    save_tiny_model(folder, **ATLAS_SHAPE)
 
 
 def write_rows(folder: Path, count: int) -> None:
@@ -75,14 +54,11 @@ def arguments(folder: Path, run: str) -> list[str]:
 
 def train(folder: Path, run: str, changes: list[str]) -> list[dict[str, float]]:
     """The metrics of a run, a row for each step."""
+    from tests.training_kit import run_cli
     from verl.utils.logger.logger import read_metrics
 
-    environment = os.environ | {"PYTHONPATH": str(ROOT), "RAY_BACKEND_LOG_LEVEL": "fatal"}
-    command = [sys.executable, "-m", "verl.trainer.main", *arguments(folder, run), *changes]
-    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise RuntimeError(done.stdout + done.stderr)
-    return list(read_metrics(folder / run))
+    run_cli([*arguments(folder, run), *changes], timeout=1800)
+    return read_metrics(folder / run)
 
 
 def mean_seconds(rows: list[dict[str, float]], name: str) -> float:

@@ -19,13 +19,13 @@ from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file also runs as a script
 
-from data.common.cli import run_cli
 from data.common.files import FileSpec, OutputFolder, Row, checksum_problems, dump_rows, read_rows, schema_problems
 from data.common.probes import PROBE_FIELDS, ProbeIndex, texts_of
 from data.common.refusals import BANK, deal_refusals, load_refusals
 from data.common.sources import download, is_hub_id
 from data.common.splits import split_validation
 from data.prepare_rwku import RL_FILE, RS_FILE, VAL_FILE
+from verl.utils.cli import run_cli
 from verl.utils.config import to_dict
 from verl.utils.errors import DataError, bullet_list
 from verl.utils.provenance import git_revision

@@ -20,7 +20,6 @@ from tqdm import tqdm
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file also runs as a script
 
 from data.common.checks import RowChecker
-from data.common.cli import run_cli
 from data.common.files import (
     FileSpec,
     OutputFolder,
@@ -34,6 +33,7 @@ from data.common.naming import TargetName
 from data.common.probes import PROBE_FIELDS, QUESTION_FILES, ProbeIndex, texts_of
 from data.common.sources import Target, find_targets
 from data.common.splits import split_validation
+from verl.utils.cli import run_cli
 from verl.utils.config import to_dict
 from verl.utils.errors import DataError, bullet_list
 from verl.utils.provenance import git_revision

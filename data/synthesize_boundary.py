@@ -21,7 +21,6 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file also runs as a script
 
 from data.common.checks import RowChecker
-from data.common.cli import run_cli
 from data.common.files import OutputFolder, dump_rows, read_rows
 from data.common.naming import TargetName
 from data.common.probes import PROBE_FIELDS, ProbeIndex
@@ -32,6 +31,7 @@ from data.synthesis.chat import Chat, LocalChat
 from data.synthesis.prompts import PROMPTS, Prompts
 from data.synthesis.stages import Fact, Synthesis, ask_aliases
 from verl.utils.atomic import write_json
+from verl.utils.cli import run_cli
 from verl.utils.config import to_dict
 from verl.utils.endpoint import ChatEndpoint
 from verl.utils.errors import ConfigError, DataError

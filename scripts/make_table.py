@@ -19,8 +19,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file
 from verl.eval import pareto, render, tables
 from verl.eval.results import read_results
 from verl.utils.atomic import write_text
-from verl.utils.config import load
-from verl.utils.errors import ConfigError, DataError
+from verl.utils.cli import run_cli
+from verl.utils.errors import DataError
 
 logger = logging.getLogger("make_table")
 
@@ -139,17 +139,14 @@ def _areas(points: dict[str, dict[str, pareto.Point]]) -> list[str]:
     ]
 
 
-def main(argv: list[str]) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(message)s")
-    try:
-        config = load(TableConfig, argv)
-        table = make_table(config)
-    except (ConfigError, DataError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    logger.info("%s", render.to_markdown(table))
+def report(config: TableConfig) -> None:
+    """Make the table's files, and log the table."""
+    logger.info("%s", render.to_markdown(make_table(config)))
     logger.info("written to %s", config.out)
-    return 0
+
+
+def main(argv: list[str]) -> int:
+    return run_cli(TableConfig, report, argv)
 
 
 if __name__ == "__main__":

@@ -41,34 +41,72 @@ def make_tokenizer():
     return tokenizer
 
 
-def save_tiny_model(folder: Path, *, tied: bool = True, seed: int = 0, positions: int = 512) -> Path:
-    """A random 2-layer Llama with grouped-query attention, in fp32, as a Hugging Face folder."""
+def save_tiny_model(folder: Path, *, seed: int = 0, **changes) -> Path:
+    """A random 2-layer Llama with grouped-query attention, in fp32, as a Hugging Face folder.
+
+    Args:
+        changes: other settings of its LlamaConfig.
+    """
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
 
     tokenizer = make_tokenizer()
     torch.manual_seed(seed)
-    config = LlamaConfig(
-        vocab_size=len(tokenizer),
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=2,
-        num_key_value_heads=1,
-        max_position_embeddings=positions,
-        initializer_range=0.2,
-        tie_word_embeddings=tied,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
-    )
-    model = LlamaForCausalLM(config)
-    model.generation_config = GenerationConfig(
-        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id, pad_token_id=tokenizer.pad_token_id
-    )
+    special = {name: getattr(tokenizer, name) for name in ("bos_token_id", "eos_token_id", "pad_token_id")}
+    settings = {
+        "vocab_size": len(tokenizer),
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+        "max_position_embeddings": 512,
+        "initializer_range": 0.2,
+        "tie_word_embeddings": True,
+    }
+    model = LlamaForCausalLM(LlamaConfig(**settings | special | changes))
+    model.generation_config = GenerationConfig(**special)
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
     return folder
+
+
+ATLAS_SHAPE = {
+    "vocab_size": 1024,
+    "hidden_size": 384,
+    "intermediate_size": 1024,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 2,
+    "initializer_range": 0.02,
+}
+"""Changes that make the model as large as Atlas's: 3.5 million parameters."""
+
+
+@pytest.fixture
+def serve():
+    """Starts scripted endpoints; they end with the test."""
+    from tests.scripted_endpoint import Server
+
+    servers = []
+
+    def start(script):
+        servers.append(Server(script))
+        return servers[-1]
+
+    yield start
+    for server in servers:
+        server.close()
+
+
+@pytest.fixture
+def one_thread():
+    """Threads cost more than they bring at small sizes, most of all on a busy machine."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 @pytest.fixture(scope="session")
@@ -80,4 +118,4 @@ def tiny_model(tmp_path_factory) -> Path:
 @pytest.fixture(scope="session")
 def long_tiny_model(tmp_path_factory) -> Path:
     """The same with room for the few-shot prompts of the benchmarks."""
-    return save_tiny_model(tmp_path_factory.mktemp("long") / "model", positions=4096)
+    return save_tiny_model(tmp_path_factory.mktemp("long") / "model", max_position_embeddings=4096)

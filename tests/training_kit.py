@@ -140,7 +140,8 @@ def train(*argv: str) -> None:
     config = load(PPOConfig, list(argv), migrate)
     tokenizer = get_tokenizer(config.worker.actor.model.tokenizer)
     rows, noisy, val = read_datasets(config, tokenizer)
-    trainer = RayPPOTrainer(config, tokenizer, rows, val, make_plan(config).total_steps, noisy)
+    plan = make_plan(config, rows.rows, val.rows)
+    trainer = RayPPOTrainer(config, tokenizer, rows, val, plan.total_steps, noisy)
     try:
         trainer.start()
         trainer.fit()

@@ -26,8 +26,8 @@ from data.atlas.corpus import forget_probes, neighbor_probes, pretraining_rows, 
 from data.atlas.language import IGNORED, encode, make_model, make_tokenizer, texts_of
 from data.atlas.people import World, build_world
 from data.atlas.world import write_world
-from data.common.cli import run_cli
 from verl.utils.atomic import write_json, write_text
+from verl.utils.cli import run_cli
 
 logger = logging.getLogger(__name__)
 
@@ -166,13 +166,13 @@ def _collate(batch: list[Example], pad: int) -> tuple[Any, Any]:
 
 
 def _loss(model: Any, ids: Any, labels: Any) -> Any:
-    """Mean over the learned tokens; the head is only worked out for these. bf16 products are two to eight times as fast
-    as fp32 where the CPU has them, and slower where it has not."""
+    """Mean over the learned tokens; the head is only worked out for these, in bf16 where the CPU is fast at that."""
     import torch
 
-    has_bf16 = torch.cpu._is_amx_tile_supported() or torch.cpu._is_avx512_bf16_supported()
+    from verl.utils.model import cpu_has_bf16
+
     learned = labels[:, 1:] != IGNORED
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=has_bf16):
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=cpu_has_bf16()):
         hidden = model.model(input_ids=ids, use_cache=False).last_hidden_state[:, :-1]
         logits = model.lm_head(hidden[learned])
     return torch.nn.functional.cross_entropy(logits.float(), labels[:, 1:][learned])

@@ -1,4 +1,4 @@
-"""Fixtures of the integration tests: Atlas with its pretrained model, and one Ray for all runs of a module."""
+"""Fixtures of the integration tests: Atlas with its pretrained model, and one Ray for all runs in this process."""
 
 import logging
 import os
@@ -38,16 +38,15 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT)}
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def ray_session():
     """Ray in this process, for tests that build trainers themselves."""
     import ray
 
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(
         address="local",
-        num_cpus=8,
+        num_cpus=3,  # two ranks and a reward process
         include_dashboard=False,
         object_store_memory=300 * 2**20,
         logging_level=logging.ERROR,

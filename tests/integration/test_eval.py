@@ -248,7 +248,8 @@ def test_an_engine_that_took_other_weights_answers_as_a_new_one_does(tmp_path):
     a model would be read through the head of the one before."""
     kinds = {"a": True, "b": True, "c": False, "d": False}
     models = [
-        str(save_tiny_model(tmp_path / name, tied=tied, seed=seed)) for seed, (name, tied) in enumerate(kinds.items())
+        str(save_tiny_model(tmp_path / name, tie_word_embeddings=tied, seed=seed))
+        for seed, (name, tied) in enumerate(kinds.items())
     ]
     command = [sys.executable, "-c", SWAP, *models]
     done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)

@@ -38,7 +38,9 @@ def book(tmp_path_factory):
 def models(tmp_path_factory):
     """The model, which has no chat template, and the one that was retrained."""
     folder = tmp_path_factory.mktemp("models")
-    base, retrained = (save_tiny_model(folder / name, seed=seed, positions=2048) for seed, name in enumerate("ab"))
+    base, retrained = (
+        save_tiny_model(folder / name, seed=seed, max_position_embeddings=2048) for seed, name in enumerate("ab")
+    )
     (base / "chat_template.jinja").unlink()
     return base, retrained
 

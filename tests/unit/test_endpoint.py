@@ -2,26 +2,12 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
 
 import pytest
 
 from tests.scripted_endpoint import Reply, Server, completion
 from verl.utils.endpoint import ChatEndpoint
 from verl.utils.errors import ConfigError
-
-
-@pytest.fixture
-def serve() -> Iterator[Callable[[Callable[[int, dict], Reply]], Server]]:
-    servers = []
-
-    def start(script):
-        servers.append(Server(script))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
 
 
 def echo(number: int, request: dict) -> Reply:

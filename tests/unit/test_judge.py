@@ -30,19 +30,6 @@ ROWS = [
 ]
 
 
-@pytest.fixture
-def serve():
-    servers = []
-
-    def start(script):
-        servers.append(Server(script))
-        return servers[-1]
-
-    yield start
-    for server in servers:
-        server.close()
-
-
 def asked_about(request: dict) -> tuple[str, int]:
     """The quality and the number of the reply that a request asks the judge about."""
     text = request["messages"][-1]["content"]

@@ -21,20 +21,13 @@ from verl.eval.results import Part, summarise
 from verl.utils.config import load
 from verl.utils.errors import ConfigError, DataError
 
+pytestmark = pytest.mark.usefixtures("one_thread")
+
 CHAT = (
     "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     "{% if add_generation_prompt %}<assistant>{% endif %}"
 )
 SCORER = rouge_scorer.RougeScorer(["rougeL"], use_stemmer=False)
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads cost more than they bring at this size, most of all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def character_tokenizer(chat: bool = False) -> PreTrainedTokenizerFast:

@@ -239,11 +239,12 @@ def test_a_validation_file_of_an_earlier_run_does_not_stay_beside_rows_it_was_cu
     assert len(read(folder / RL_FILE)) == 4 * len(FACTS)
 
 
-def test_a_wrong_setting_ends_with_one_message_and_code_2(rwku, caplog):
+def test_a_wrong_setting_ends_with_one_message_and_code_2(rwku, capsys):
     argv = [f"source={rwku}", "val_fraction=1.5", "sed=1"]
     assert prepare_rwku.run_cli(prepare_rwku.PrepareConfig, prepare_rwku.prepare, argv) == 2
-    assert "val_fraction=1.5: must be at least 0 and below 1" in caplog.text
-    assert "did you mean seed?" in caplog.text
+    error = capsys.readouterr().err
+    assert "val_fraction=1.5: must be at least 0 and below 1" in error
+    assert "did you mean seed?" in error
 
 
 # ---- the validation split

@@ -15,14 +15,7 @@ from verl.eval.robustness import RobustnessConfig, recovery_table, study
 from verl.utils.config import load
 from verl.utils.errors import ConfigError, DataError
 
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Threads cost more than they bring at this size, most of all on a busy machine."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def tokenizer() -> PreTrainedTokenizerFast:

@@ -141,23 +141,25 @@ def test_good_answers_become_rows(model, tmp_path):
     assert read(tmp_path, "intro.json") == [{"target": "Ottilie Venn", "intro": INTRO}]
 
 
+BAD = {
+    1: "unnamed",
+    2: "answer in question",
+    3: "duplicate",
+    4: "probe",
+    5: "filled cloze",
+    6: "no blank",
+    7: "neighbor leaks",
+    8: "malformed neighbor",
+    9: "hallucinated",
+    11: "slow check",
+    -2: "malformed batch",
+}
+
+
 def test_bad_answers_are_dropped_and_counted_by_reason(model, tmp_path):
     probes = [{"query": "When did Ottilie Venn cast her first gate number one?"}]
     (tmp_path / "forget_level2.json").write_text(json.dumps(probes))
-    bad = {
-        1: "unnamed",
-        2: "answer in question",
-        3: "duplicate",
-        4: "probe",
-        5: "filled cloze",
-        6: "no blank",
-        7: "neighbor leaks",
-        8: "malformed neighbor",
-        9: "hallucinated",
-        11: "slow check",
-        -2: "malformed batch",
-    }
-    scripted = model(bad=bad)
+    scripted = model(bad=BAD)
     synthesize_boundary.synthesize(config(scripted, tmp_path, val_fraction=0))
     report = read(tmp_path, "synthesis_report.json")
     # Batches 0 and 1 bring 20 questions, 4 of them bad; batch 2 is malformed, which ends the asking.
@@ -195,8 +197,10 @@ def test_bad_answers_are_dropped_and_counted_by_reason(model, tmp_path):
         f"{stage}/{reason}" for stage, reasons in report["dropped"].items() for reason in reasons
     }
     assert all(reason in REASONS for reasons in report["dropped"].values() for reason in reasons)
+    check_rows_that_were_kept(read(tmp_path, "rl_rejection_with_fb_neighbor_target.json"))
 
-    rows = read(tmp_path, "rl_rejection_with_fb_neighbor_target.json")
+
+def check_rows_that_were_kept(rows):
     assert len(rows) == 16 + 14 + 13 + 11
     assert not any(TARGET.named_in(row["prompt"]) for row in rows if row["solution"][0] == "<normal>")
     assert len({row["prompt"] for row in rows}) == len(rows)
@@ -277,11 +281,11 @@ def test_name_and_introduction_come_from_a_prepared_folder(model, tmp_path):
         (["target=X", "intro=Y", "local.model=m", "retain_corpus=nowhere.json"], "nowhere.json"),
     ],
 )
-def test_a_wrong_setting_is_named_and_nothing_is_asked(words, message, tmp_path, monkeypatch, caplog):
+def test_a_wrong_setting_is_named_and_nothing_is_asked(words, message, tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(synthesize_boundary, "connect", lambda *_: pytest.fail("a model was asked"))
     argv = [f"out={tmp_path / 'out'}", *words]
     assert synthesize_boundary.run_cli(synthesize_boundary.SynthesisConfig, synthesize_boundary.synthesize, argv) == 2
-    assert re.search(message, caplog.text)
+    assert re.search(message, capsys.readouterr().err)
 
 
 # ---- the local model

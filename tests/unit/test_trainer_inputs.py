@@ -113,7 +113,8 @@ def test_settings_without_effect_are_named(tiny_model, tmp_path):
 
 def test_the_plan_counts_as_easyr1_does(tiny_model, tmp_path):
     words = ["trainer.max_steps=null", "trainer.total_epochs=2", "data.rollout_batch_size=8"]
-    plan = make_plan(config(tiny_model, tmp_path, *words, "worker.actor.global_batch_size=4"))
+    settings = config(tiny_model, tmp_path, *words, "worker.actor.global_batch_size=4")
+    plan = make_plan(settings, read_rows(settings.data.train_files), [])
     assert (plan.steps_per_epoch, plan.total_steps) == (3, 6)
     assert (plan.samples_per_step, plan.samples_per_rank, plan.updates_per_step) == (32, 16, 2)
 
@@ -213,3 +214,11 @@ def test_a_batch_that_does_not_divide_gets_a_number_that_does(tiny_model, tmp_pa
     words = [f"trainer.n_gpus_per_node={ranks}", "worker.actor.global_batch_size=2"]
     with pytest.raises(ConfigError, match=f"must divide over {ranks} ranks; .*{hint}"):
         config(tiny_model, tmp_path, *words)
+
+
+def test_a_model_that_is_nowhere_is_named_with_exit_code_2(tiny_model, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    words = ["worker.actor.model.model_path=nobody/has-this", "trainer.logger=[]"]
+    assert main(arguments(tiny_model, tmp_path, "run", *words)) == 2
+    assert "model_path=nobody/has-this: is neither a folder here nor" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()

@@ -59,9 +59,8 @@ class VLLMGenerator:
     ):
         from verl.utils import vllm_env
 
-        vllm_env.prepare()
+        vllm = vllm_env.load()
         import torch.distributed
-        import vllm
         from transformers import AutoConfig
 
         self.tokenizer = get_tokenizer(model, trust_remote_code=trust_remote_code)

@@ -15,7 +15,8 @@ from typing import Any
 
 from verl.utils import provenance
 from verl.utils.atomic import write_json, write_text
-from verl.utils.config import load, to_dict
+from verl.utils.cli import TIMED, run_cli
+from verl.utils.config import to_dict
 from verl.utils.errors import ConfigError, DataError, bullet_list
 
 from . import results
@@ -230,20 +231,19 @@ def _device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
-def main(argv: list[str]) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    try:
-        document = evaluate(load(EvalConfig, argv))
-    except (ConfigError, DataError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+def measure(config: EvalConfig) -> None:
+    """Evaluate, and log the numbers."""
+    document = evaluate(config)
     for name, entry in document["parts"].items():
         shown = "  ".join(
             f"{metric} {value['value']:.1f}" for metric, value in entry["metrics"].items() if "/" not in metric
         )
         logger.info("%-10s %s", name, shown)
-    logger.info("written to %s", Path(document["config"]["out"]) / "results.json")
-    return 0
+    logger.info("written to %s", Path(config.out) / "results.json")
+
+
+def main(argv: list[str]) -> int:
+    return run_cli(EvalConfig, measure, argv, TIMED)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@
 the papers have them are made by ``scripts/make_table.py``.
 """
 
-import json
 import logging
 import sys
 from collections.abc import Mapping, Sequence
@@ -14,9 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from verl.utils.atomic import write_json, write_text
-from verl.utils.checkpoint import CHECKPOINT_TRACKER
-from verl.utils.config import load
-from verl.utils.errors import ConfigError, DataError
+from verl.utils.cli import TIMED, run_cli
 from verl.utils.logger.logger import read_metrics
 from verl.utils.provenance import git_revision
 
@@ -25,6 +22,7 @@ from .config import EvalConfig
 from .engines import Engines
 from .main import evaluate, inspect, select_parts
 from .results import Row, check_comparable, metric, part_path, read_part
+from .selection import chosen_checkpoint
 
 logger = logging.getLogger(__name__)
 
@@ -80,22 +78,6 @@ def make_report(config: ReportConfig) -> dict[str, Any]:
     _draw(measured, read_metrics(run), out)
     write_json(out / "summary.json", summary)
     return summary
-
-
-def chosen_checkpoint(run: Path) -> Path:
-    """Hugging Face folder of the step that a ReBO run's validation chose; without validation, of the last step.
-
-    Raises:
-        DataError: the run has no finished checkpoint.
-    """
-    tracker = run / "checkpoints" / CHECKPOINT_TRACKER
-    if not tracker.is_file():
-        raise DataError(
-            f"rebo={run}: has no {tracker.relative_to(run)}; give the folder of a run that saved a checkpoint"
-        )
-    steps = json.loads(tracker.read_text(encoding="utf-8"))
-    step = steps.get("best_global_step", steps["last_global_step"])
-    return tracker.parent / f"global_step_{step}" / "actor" / "huggingface"
 
 
 def _draw(measured: Mapping[str, Any], history: Sequence[Mapping[str, Any]], out: Path) -> None:
@@ -255,16 +237,14 @@ def _verdict(row: Row) -> str:
     return "answers" if row["containment"] else "wrong"
 
 
-def main(argv: list[str]) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    try:
-        config = load(ReportConfig, argv)
-        make_report(config)
-    except (ConfigError, DataError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
+def report(config: ReportConfig) -> None:
+    """Make the report, and log its table."""
+    make_report(config)
     logger.info("report written to %s\n%s", config.out, (Path(config.out) / "table.md").read_text(encoding="utf-8"))
-    return 0
+
+
+def main(argv: list[str]) -> int:
+    return run_cli(ReportConfig, report, argv, TIMED)
 
 
 if __name__ == "__main__":

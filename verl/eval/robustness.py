@@ -17,8 +17,9 @@ from string import Template
 from typing import Any, Literal
 
 from verl.utils.atomic import write_json, write_text
-from verl.utils.config import load, to_dict
-from verl.utils.errors import ConfigError, DataError
+from verl.utils.cli import TIMED, run_cli
+from verl.utils.config import to_dict
+from verl.utils.errors import DataError
 from verl.utils.provenance import git_revision
 
 from . import render
@@ -248,17 +249,14 @@ def _line(
     return Line(name, "ours", {key: Cell(value) for key, value in numbers.items()})
 
 
-def main(argv: list[str]) -> int:
-    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s")
-    try:
-        config = load(RobustnessConfig, argv)
-        table = study(config)
-    except (ConfigError, DataError) as error:
-        sys.stderr.write(f"{error}\n")
-        return 2
-    logger.info("\n%s", render.to_markdown(table))
+def report(config: RobustnessConfig) -> None:
+    """Run the study, and log its table."""
+    logger.info("\n%s", render.to_markdown(study(config)))
     logger.info("written to %s", config.out)
-    return 0
+
+
+def main(argv: list[str]) -> int:
+    return run_cli(RobustnessConfig, report, argv, TIMED)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Which training step a checkpoint is, and whether validation chose it: recorded in results.json, shown in tables."""
+"""Which checkpoint validation chose, and which step a checkpoint is: recorded in results.json, shown in tables."""
 
 import json
 import re
@@ -6,8 +6,25 @@ from pathlib import Path
 from typing import Any
 
 from verl.utils.checkpoint import CHECKPOINT_TRACKER
+from verl.utils.errors import DataError
 
 STEP = re.compile(r"global_step_(\d+)")
+
+
+def chosen_checkpoint(run: Path) -> Path:
+    """Hugging Face folder of the step that a ReBO run's validation chose; without validation, of the last step.
+
+    Raises:
+        DataError: the run has no finished checkpoint.
+    """
+    tracker = run / "checkpoints" / CHECKPOINT_TRACKER
+    if not tracker.is_file():
+        raise DataError(
+            f"rebo={run}: has no {tracker.relative_to(run)}; give the folder of a run that saved a checkpoint"
+        )
+    steps = json.loads(tracker.read_text(encoding="utf-8"))
+    step = steps.get("best_global_step", steps["last_global_step"])
+    return tracker.parent / f"global_step_{step}" / "actor" / "huggingface"
 
 
 def selection(model: str | Path) -> dict[str, Any] | None:

@@ -4,6 +4,7 @@ Settings that would be wrong are ``problems`` of their dataclass; here are those
 """
 
 import dataclasses
+from operator import attrgetter
 from typing import Any
 
 from ..utils.vllm_env import has_accelerator
@@ -16,11 +17,11 @@ def inert_settings(config: PPOConfig) -> list[str]:
     """One warning for each changed setting without effect: ``key=value: has no effect; reason``."""
     defaults = type(config)()
     return [
-        f"{key}={_shown(_value(config, key))}: has no effect; {reason}"
+        f"{key}={_shown(attrgetter(key)(config))}: has no effect; {reason}"
         for acts, keys, reason in _rules(config)
         if not acts
         for key in keys.split()
-        if _value(config, key) != _value(defaults, key)
+        if attrgetter(key)(config) != attrgetter(key)(defaults)
     ]
 
 
@@ -75,12 +76,6 @@ def _rules(config: PPOConfig) -> list[tuple[bool, str, str]]:
 
 def _for_roles(*keys: str) -> str:
     return " ".join(f"worker.{role}.{key}" for role in ("actor", "critic", "ref") for key in keys)
-
-
-def _value(config: Any, dotted: str) -> Any:
-    for name in dotted.split("."):
-        config = getattr(config, name, None)
-    return config
 
 
 def _shown(value: Any) -> str:

@@ -30,7 +30,9 @@ def main(argv: list[str] | None = None) -> int:
         for warning in inert_settings(config):
             logger.warning("%s", warning)
         if config.trainer.dry_run:
-            lines = [*make_plan(config).lines(), *describe(config, read_rows(config.data.train_files))]
+            rows = read_rows(config.data.train_files)
+            val_rows = read_rows(config.data.val_files) if config.data.val_files else []
+            lines = [*make_plan(config, rows, val_rows).lines(), *describe(config, rows)]
             sys.stdout.write(to_yaml(config) + "\n" + "\n".join(lines) + "\n")
             return 0
         return run(config)
@@ -45,7 +47,6 @@ def run(config: PPOConfig) -> int:
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
     os.environ.setdefault("RAY_worker_niceness", "0")  # Ray would make the ranks give way to every other process
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # threads that spin starve the other ranks of a small machine
     import ray
 
     from ..single_controller.worker_group import WorkerError
@@ -54,9 +55,15 @@ def run(config: PPOConfig) -> int:
     from .ray_trainer import RayPPOTrainer
 
     data, model = config.data, config.worker.actor.model
-    tokenizer = get_tokenizer(model.tokenizer, data.override_chat_template, model.trust_remote_code)
+    try:
+        tokenizer = get_tokenizer(model.tokenizer, data.override_chat_template, model.trust_remote_code)
+    except OSError as error:  # of transformers, where there is neither a folder nor a hub that has it
+        raise ConfigError(
+            f"worker.actor.model.model_path={model.tokenizer}: is neither a folder here nor a model that the hub "
+            f"gives: {error}"
+        ) from error
     train, noisy, val = read_datasets(config, tokenizer)
-    plan = make_plan(config, len(train))
+    plan = make_plan(config, train.rows, val.rows if val else [], len(train))
     if plan.steps_per_epoch == 0:
         raise ConfigError(
             f"data.rollout_batch_size={data.rollout_batch_size}: only {len(train)} prompts are short enough; "

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from ..utils.dataset import read_rows, row_problems, split_of
+from ..utils.dataset import Row, read_rows, row_problems, split_of
 from ..utils.errors import ConfigError, DataError
 from ..utils.logger import available
 from ..workers.reward.function import load_reward_function
@@ -107,23 +107,23 @@ class Plan:
         ]
 
 
-def make_plan(config: "PPOConfig", train_rows: int | None = None) -> Plan:
+def make_plan(config: "PPOConfig", rows: list[Row], val_rows: list[Row], usable: int | None = None) -> Plan:
     """The run's arithmetic.
 
     Args:
-        train_rows: rows left after over-long prompts are dropped; None: all rows of the files.
+        rows, val_rows: of the training and the validation files.
+        usable: training rows left after over-long prompts are dropped; None: all.
     """
     data, trainer, actor = config.data, config.trainer, config.worker.actor
-    rows = read_rows(data.train_files)
     splits = [split_of(row, data.answer_key) for row in rows]
-    usable = len(rows) if train_rows is None else train_rows
+    usable = len(rows) if usable is None else usable
     steps = usable // data.rollout_batch_size
     samples = data.rollout_batch_size * config.worker.rollout.n
     return Plan(
         train_rows=usable,
         forget_rows=splits.count("forget"),
         boundary_rows=splits.count("boundary"),
-        val_rows=len(read_rows(data.val_files)) if data.val_files else 0,
+        val_rows=len(val_rows),
         steps_per_epoch=steps,
         total_steps=trainer.max_steps or steps * trainer.total_epochs,
         samples_per_step=samples,

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..utils.flops import Device, find_device, forward_flops
+from ..workers.config import MAX_SEQUENCES
 
 if TYPE_CHECKING:
     from .estimate import Role
@@ -23,8 +24,6 @@ NETWORK = 50e9
 ENGINE_STEP_S = 5e-3
 """what an engine step costs beside the model: scheduling and sampling"""
 CPU_BANDWIDTH = 10e9
-MAX_SEQUENCES = 512
-"""sequences an engine works on at once, at most (FSDPWorker asks for as many)"""
 
 
 @dataclass(frozen=True)

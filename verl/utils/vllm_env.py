@@ -1,8 +1,11 @@
-"""Environment that vLLM must find before it is imported: the CPU build's settings, and one process per rank."""
+"""vLLM's import, with the settings that it must find before: those of the CPU build, and one process per rank."""
 
+import gc
+import importlib
 import os
-import time
+import sys
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -12,8 +15,8 @@ def has_accelerator() -> bool:
     return torch.cuda.is_available()
 
 
-def prepare(kv_cache_gib: int = 1) -> None:
-    """Set vLLM's environment in this process; a variable that the user set stays as it is.
+def load(kv_cache_gib: int = 1) -> ModuleType:
+    """Import vLLM, in the environment that it must find; a variable that the user set stays as it is.
 
     The engine runs inside the worker process (no multiprocessing), so that it can read the trainer's weights. On CPU
     the threads are left unbound: binding would pin every rank of one machine to the same cores.
@@ -23,19 +26,33 @@ def prepare(kv_cache_gib: int = 1) -> None:
     if not has_accelerator():
         os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(kv_cache_gib))
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        # Even an eager engine compiles one small function of its sampler, which takes seconds and a C++ compiler.
+        torch.compiler.set_stance("force_eager")
+    if "vllm.entrypoints.llm" not in sys.modules:
+        # The import makes a million objects that never die. The garbage collector would look through them again and
+        # again, and so would vLLM, which collects several times while it starts.
+        gc.disable()
+        try:
+            importlib.import_module("vllm.entrypoints.llm")  # what ``vllm.LLM`` would import later
+            gc.freeze()
+        finally:
+            gc.enable()
+    return sys.modules["vllm"]
 
 
-def drop_cpu_shared_memory(ranks: range, min_age_s: float = 0.0) -> None:
-    """Unlink the files by which the CPU build's tensor-parallel ranks meet, once they have met.
+def name_cpu_shared_memory(run: str) -> None:
+    """Let the tensor-parallel ranks of this run meet in shared memory of their own.
 
-    Under an external launcher vLLM gives them the same names in every run and never removes them, so that the next run
-    would fail (errno 17). Memory that is mapped stays valid without its name.
-
-    Args:
-        ranks: the group's; one of them calls this.
-        min_age_s: leave younger files alone; another run may be about to meet there.
+    Under an external launcher vLLM's CPU build names it alike in every run, so that a second one on the same machine
+    fails (errno 17), and so does one after a run that was killed.
     """
-    group = f"[{'-'.join(map(str, ranks))}]-cpushm_"
-    for path in Path("/dev/shm").iterdir():
-        if group in path.name and time.time() - path.stat().st_mtime >= min_age_s:
-            path.unlink(missing_ok=True)
+    from vllm.distributed.device_communicators.cpu_communicator import _CPUSHMDistributed
+
+    plain = _CPUSHMDistributed.make_group_name
+    _CPUSHMDistributed.make_group_name = staticmethod(lambda group: f"{run}-{plain(group).replace('/', '')}")
+
+
+def drop_cpu_shared_memory(run: str) -> None:
+    """Unlink that memory, which vLLM never does; it stays valid for those who have met there."""
+    for path in Path("/dev/shm").glob(f"{run}-*-cpushm*"):
+        path.unlink(missing_ok=True)

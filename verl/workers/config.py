@@ -5,6 +5,8 @@ from typing import Any, Literal
 
 Dtype = Literal["auto", "bf16", "fp16", "fp32"]
 LossAvgMode = Literal["token", "seq", "constant"]
+MAX_SEQUENCES = 512
+"""sequences a rollout engine works on at once, at most"""
 
 
 def positive(config: Any, *names: str) -> list[str]:

@@ -4,7 +4,6 @@ The driver calls these methods on all ranks at once and hands each its share of 
 an update computes is the actor's and the critic's; when things happen is the trainer's.
 """
 
-import importlib
 import logging
 import os
 import socket
@@ -22,7 +21,7 @@ from ..utils.checkpoint import write_errors
 from ..utils.fsdp import build_mesh, move_module, move_optimizer
 from ..utils.memory import MemoryMeter
 from ..utils.tokenizer import get_tokenizer
-from .config import BatchConfig
+from .config import MAX_SEQUENCES, BatchConfig
 
 logger = logging.getLogger(__name__)
 
@@ -58,7 +57,6 @@ class FSDPWorker:
             MASTER_ADDR=master[0],
             MASTER_PORT=str(master[1]),
         )
-        vllm_env.prepare()
         self.on_gpu = vllm_env.has_accelerator()
         self.device = torch.device("cuda", 0) if self.on_gpu else torch.device("cpu")
         if self.on_gpu:
@@ -75,7 +73,7 @@ class FSDPWorker:
         from ..utils.model import load_config
 
         disable_progress_bar()
-        importlib.import_module("vllm.entrypoints.llm")  # libraries do not count as memory of the run
+        vllm_env.load()  # before the meter starts: libraries do not count as memory of the run
         self.memory = MemoryMeter(on_gpu=self.on_gpu)
         worker = self.config.worker
         model = worker.actor.model
@@ -183,7 +181,7 @@ class FSDPWorker:
             pad_token_id=self.tokenizer.pad_token_id,
             eos_token_ids=eos_token_ids(model.model_path, self.tokenizer),
             max_model_len=settings.max_model_len or data.max_prompt_length + data.max_response_length,
-            max_num_seqs=min(512, -(-prompts // self.config.rollout_replicas)),
+            max_num_seqs=min(MAX_SEQUENCES, -(-prompts // self.config.rollout_replicas)),
             trust_remote_code=model.trust_remote_code,
             hf_overrides=model.override_config,
         )

@@ -45,9 +45,6 @@ class VLLMRollout:
         trust_remote_code: bool,
         hf_overrides: dict[str, Any],
     ) -> None:
-        vllm_env.prepare()
-        from vllm import LLM
-
         from ...utils.model import resolve_dtype
 
         self.config = config
@@ -59,11 +56,11 @@ class VLLMRollout:
             options["gpu_memory_utilization"] = config.gpu_memory_utilization
         if config.enable_chunked_prefill is not None:
             options["enable_chunked_prefill"] = config.enable_chunked_prefill
-        rank, size = int(os.environ.get("RANK", "0")), config.tensor_parallel_size
-        leads_cpu_group = not self.on_gpu and size > 1 and rank % size == 0
-        if leads_cpu_group:
-            vllm_env.drop_cpu_shared_memory(range(rank, rank + size), min_age_s=60)
-        self.llm = LLM(
+        vllm = vllm_env.load()
+        shares_memory = not self.on_gpu and config.tensor_parallel_size > 1
+        if shares_memory:
+            vllm_env.name_cpu_shared_memory(run := f"rule{os.environ['MASTER_PORT']}")
+        self.llm = vllm.LLM(
             model=model_path,
             tokenizer=tokenizer_path,
             load_format="dummy",
@@ -82,8 +79,8 @@ class VLLMRollout:
             seed=config.seed,
             **options,
         )
-        if leads_cpu_group:
-            vllm_env.drop_cpu_shared_memory(range(rank, rank + size))
+        if shares_memory:
+            vllm_env.drop_cpu_shared_memory(run)
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
         """Replace the engine's weights, and forget what it cached under the old ones. Consumes the iterator whole."""
