@@ -4,7 +4,7 @@ set -uo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")" || exit 1
 source scripts/setup_env.sh || exit 1
 
-side_by_side=(-n 2 --dist loadfile) # one process leaves a core idle most of the time
+side_by_side=(-n 2 --dist loadfile --no-loadscope-reorder) # one process leaves a core idle most of the time
 summary=()
 failed=0
 

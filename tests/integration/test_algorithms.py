@@ -18,21 +18,24 @@ OFFLOAD += [f"{ACTOR}.offload.offload_params=true", f"{ACTOR}.offload.offload_op
 TWO_RANKS = "trainer.n_gpus_per_node=2"
 
 VARIANTS = {
-    "grpo_two_mini_batches_replay": [
+    "rloo_two_mini_batches_replay": [
+        "algorithm.adv_estimator=rloo",
         f"{ACTOR}.global_batch_size=8",
         f"{ACTOR}.ppo_epochs=2",
         "algorithm.replay.ratio=0.5",
         "algorithm.replay.collect_steps=2",
         TWO_RANKS,
     ],
-    "dr_grpo_lora": [
+    "dr_grpo_sapo_lora_tensor_parallel": [
         "algorithm.norm_adv_by_std=false",
         f"{ACTOR}.loss_avg_mode=constant",
+        f"{ACTOR}.loss_type=sapo",
         f"{ACTOR}.model.lora.rank=8",
         f"{ACTOR}.optim.lr=3e-3",
+        "worker.rollout.tensor_parallel_size=2",
         TWO_RANKS,
     ],
-    "ppo_hsdp": [*PPO, f"{ACTOR}.fsdp.fsdp_size=1", TWO_RANKS],
+    "ppo_hsdp": [*PPO, f"{ACTOR}.optim.lr=4e-4", f"{ACTOR}.fsdp.fsdp_size=1", TWO_RANKS],
     "reinforce_plus_plus_adaptive_kl_cispo_noise": [
         "algorithm.adv_estimator=reinforce_plus_plus",
         "algorithm.use_kl_loss=false",
@@ -41,12 +44,6 @@ VARIANTS = {
         "algorithm.rollout_is=token",
         "data.extra_prompt=Think first.",
         "worker.rollout.noise_rollout=2",
-    ],
-    "rloo_tensor_parallel_sapo": [
-        "algorithm.adv_estimator=rloo",
-        f"{ACTOR}.loss_type=sapo",
-        "worker.rollout.tensor_parallel_size=2",
-        TWO_RANKS,
     ],
     "remax_padded": [
         "algorithm.adv_estimator=remax",
