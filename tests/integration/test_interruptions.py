@@ -46,7 +46,7 @@ def stop(process, number):
     assert sum(map(is_rank, started)) == 2
     begun = time.monotonic()
     process.send_signal(number)
-    assert process.wait(timeout=15) != 0
+    assert process.wait(timeout=15) == 128 + number
     assert_gone(started, 15 - (time.monotonic() - begun))
 
 

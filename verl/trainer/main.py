@@ -80,6 +80,9 @@ def run(config: PPOConfig) -> int:
     except (TrainingError, WorkerError, OSError) as error:
         logger.error("%s", error)
         return 1
+    except KeyboardInterrupt:
+        logger.error("interrupted in step %d; the same command goes on from the last checkpoint", trainer.step)
+        return 128 + signal.SIGINT
     finally:
         if config.trainer.ray_timeline:
             ray.timeline(config.trainer.ray_timeline)
