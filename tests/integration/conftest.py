@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).parents[2]
+from tests.training_kit import ROOT, environment
 
 
 @pytest.fixture(scope="session")
@@ -32,10 +32,6 @@ def atlas_rs_model(atlas, atlas_target, tmp_path_factory) -> Path:
     command = [sys.executable, "RS/train.py", "config=RS/configs/atlas.yaml", *words]
     subprocess.run(command, cwd=ROOT, env=environment(), check=True)
     return out / "epoch_3"
-
-
-def environment() -> dict[str, str]:
-    return os.environ | {"PYTHONPATH": str(ROOT)}
 
 
 @pytest.fixture(scope="session")

@@ -80,9 +80,9 @@ def run(config: PPOConfig) -> int:
     except (TrainingError, WorkerError, OSError) as error:
         logger.error("%s", error)
         return 1
-    except KeyboardInterrupt:
+    except SystemExit as interruption:  # by a signal, see start_ray
         logger.error("interrupted in step %d; the same command goes on from the last checkpoint", trainer.step)
-        return 128 + signal.SIGINT
+        return interruption.code
     finally:
         if config.trainer.ray_timeline:
             ray.timeline(config.trainer.ray_timeline)
@@ -115,7 +115,7 @@ def read_datasets(config: PPOConfig, tokenizer: Any) -> tuple[Any, Any, Any]:
 
 
 def start_ray(config: PPOConfig) -> None:
-    """Connect to the cluster of several machines, or start Ray here; SIGTERM then ends the run as SIGINT does."""
+    """Connect to the cluster of several machines, or start Ray here; SIGINT and SIGTERM then end the run."""
     import ray
 
     from ..utils.vllm_env import has_accelerator
@@ -129,7 +129,8 @@ def start_ray(config: PPOConfig) -> None:
         if not has_accelerator():
             options["object_store_memory"] = CPU_OBJECT_STORE_BYTES
     ray.init(**options)
-    signal.signal(signal.SIGTERM, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _interrupt)
 
 
 def _interrupt(number: int, frame: Any) -> None:
