@@ -84,12 +84,24 @@ def environment() -> dict[str, str]:
     return os.environ | {"PYTHONPATH": str(ROOT)}
 
 
-def run_cli(argv: list[str], *, code: int = 0, timeout: float = 300) -> str:
-    """Run the trainer's command line; returns its output. The exit code must be ``code``."""
+def run_python(*words: str, code: int = 0, timeout: float = 300, **variables: str) -> subprocess.CompletedProcess:
+    """Run Python on ``words`` in the repository's root, with more environment variables; it must exit with ``code``."""
     done = subprocess.run(
-        command(argv), cwd=ROOT, env=environment(), capture_output=True, text=True, timeout=timeout, check=False
+        [sys.executable, *words],
+        cwd=ROOT,
+        env=environment() | variables,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+        check=False,
     )
     assert done.returncode == code, f"exit code {done.returncode}, wanted {code}:\n{done.stdout}\n{done.stderr}"
+    return done
+
+
+def run_cli(argv: list[str], *, code: int = 0, timeout: float = 300) -> str:
+    """Run the trainer's command line; returns its output."""
+    done = run_python("-m", "verl.trainer.main", *argv, code=code, timeout=timeout)
     return done.stdout + done.stderr
 
 

@@ -7,8 +7,6 @@ import json
 import math
 import re
 import string
-import subprocess
-import sys
 import zlib
 from collections import Counter
 from pathlib import Path
@@ -21,7 +19,7 @@ from rouge import Rouge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import save_tiny_model
-from tests.training_kit import ROOT, environment
+from tests.training_kit import run_python
 from verl.eval.rwku.abilities import mmlu_prompt, shots
 from verl.utils.chat import encode_prompt
 
@@ -55,10 +53,8 @@ def measured(target, long_tiny_model, tmp_path_factory):
 
 
 def run(model, target, out, *words):
-    command = [sys.executable, "-m", "verl.eval.main", f"model={model}", "suite=rwku", f"data={target}", f"out={out}"]
-    done = subprocess.run([*command, *words], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    return done.stderr
+    places = f"model={model}", f"data={target}", f"out={out}"
+    return run_python("-m", "verl.eval.main", "suite=rwku", *places, *words).stderr
 
 
 def value(measured, part, name):
@@ -217,10 +213,9 @@ def test_finished_parts_are_not_measured_again_and_lost_ones_are(measured, targe
 
 def test_wrong_inputs_are_all_named_with_exit_code_2(target, tmp_path):
     (target / "triviaqa.json").rename(tmp_path / "moved")
-    command = [sys.executable, "-m", "verl.eval.main", "model=nowhere/at/all", "suite=rwku", f"data={target}", "out=x"]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+    words = ["model=nowhere/at/all", "suite=rwku", f"data={target}", "out=x"]
+    done = run_python("-m", "verl.eval.main", *words, code=2)
     (tmp_path / "moved").rename(target / "triviaqa.json")
-    assert done.returncode == 2
     assert "model=nowhere/at/all: is neither a folder nor a hub id" in done.stderr
     assert "has no triviaqa.json" in done.stderr
 
@@ -251,10 +246,7 @@ def test_an_engine_that_took_other_weights_answers_as_a_new_one_does(tmp_path):
         str(save_tiny_model(tmp_path / name, tie_word_embeddings=tied, seed=seed))
         for seed, (name, tied) in enumerate(kinds.items())
     ]
-    command = [sys.executable, "-c", SWAP, *models]
-    done = subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    for line in done.stdout.splitlines()[-2:]:
+    for line in run_python("-c", SWAP, *models).stdout.splitlines()[-2:]:
         (engine, first), (second, swapped), (third, back), (_, fresh) = json.loads(line)
         assert engine == second == third
         assert swapped == fresh

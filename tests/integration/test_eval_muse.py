@@ -5,8 +5,6 @@ counting pairs. Then the table.
 """
 
 import json
-import subprocess
-import sys
 
 import numpy as np
 import pytest
@@ -17,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from data.atlas.book import book_rows
 from data.atlas.people import build_world
 from tests.conftest import save_tiny_model
-from tests.training_kit import ROOT, environment
+from tests.training_kit import run_python
 
 ROWS_A_FILE = 10
 LENGTHS = {"verbmem": 128, "knowmem_forget": 32, "knowmem_retain": 32}
@@ -46,9 +44,7 @@ def models(tmp_path_factory):
 
 
 def run(model, book, out, *words):
-    command = [sys.executable, "-m", "verl.eval.main", f"model={model}", "suite=muse", f"data={book}", f"out={out}"]
-    done = subprocess.run([*command, *words], cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    run_python("-m", "verl.eval.main", f"model={model}", "suite=muse", f"data={book}", f"out={out}", *words)
     parts = json.loads((out / "results.json").read_text())["parts"]
     rows = {part: [json.loads(line) for line in (out / f"parts/{part}.jsonl").open()][1:] for part in parts}
     values = {part: {name: one["value"] for name, one in entry["metrics"].items()} for part, entry in parts.items()}
@@ -159,19 +155,17 @@ def test_a_chat_model_is_asked_in_turns(chat, models, book):
         assert whole(row["response"]) == whole(tokenizer.decode(answer, skip_special_tokens=True))
 
 
-def make_table(out, *rows):
-    command = [sys.executable, "scripts/make_table.py", "kind=muse", "corpus=books", f"out={out}", *rows]
-    return subprocess.run(command, cwd=ROOT, env=environment(), capture_output=True, text=True, check=False)
+def make_table(out, *rows, code=0):
+    return run_python("scripts/make_table.py", "kind=muse", "corpus=books", f"out={out}", *rows, code=code)
 
 
 def test_from_results_to_the_printed_row(measured, chat, tmp_path):
-    done = make_table(tmp_path, f"rows.Original={measured[2]}")
-    assert done.returncode == 0, done.stderr
+    make_table(tmp_path, f"rows.Original={measured[2]}")
     [row] = [line for line in (tmp_path / "table.md").read_text().split("\n") if line.startswith("| Original |")]
     found = measured[0]
     values = [found["verbmem"]["f1"], found["knowmem_forget"]["recall"], found["privleak"]["privleak"]]
     shown = [f"{value:.1f}" for value in [*values, found["knowmem_retain"]["recall"]]]
     shown.insert(3, f"{found['privleak']['auc']:.3f}")
     assert row == f"| Original | {' | '.join(shown)} |"
-    refused = make_table(tmp_path / "both", f"rows.Original={measured[2]}", f"rows.ReBO={chat[2]}")
-    assert refused.returncode == 2 and "auc_retrain" in refused.stderr
+    refused = make_table(tmp_path / "both", f"rows.Original={measured[2]}", f"rows.ReBO={chat[2]}", code=2)
+    assert "auc_retrain" in refused.stderr

@@ -6,15 +6,13 @@ only refusals are seen. What comes back under each condition is read off the tab
 
 import json
 import re
-import subprocess
-import sys
 
 import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import save_tiny_model
-from tests.training_kit import ROOT, environment
+from tests.training_kit import run_python
 from verl.eval.relearn import RelearnConfig, encode_rows, train
 
 FACTS = [("Where does Ann live?", "Oslo"), ("What does Ann do?", "baking"), ("Who taught Ann?", "Bo Lind")]
@@ -68,12 +66,10 @@ def target(tmp_path_factory):
 
 def study(models, target, out, *words):
     original, unlearned = models
-    command = [sys.executable, "-m", "verl.eval.robustness", f"model={unlearned}", f"original={original}", "suite=rwku"]
+    command = ["-m", "verl.eval.robustness", f"model={unlearned}", f"original={original}", "suite=rwku"]
     command += ["prompt_style=plain", f"data={target}", f"out={out}", f"relearn.file={target / 'relearn.json'}"]
     command += ["relearn.examples=3", "relearn.steps=60", "relearn.lr=3e-3", "bootstrap_samples=10", *words]
-    variables = environment() | {"VLLM_LOGGING_LEVEL": "INFO"}
-    done = subprocess.run(command, cwd=ROOT, env=variables, capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
+    done = run_python(*command, VLLM_LOGGING_LEVEL="INFO")
     return done.stdout + done.stderr
 
 
