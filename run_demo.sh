@@ -34,16 +34,22 @@ fi
 person=${folders[0]} name=$(basename "${folders[0]}")
 run=log/atlas/seed$seed/$name results=results/atlas/$target
 
+rebo() { # MODEL [KEY=VALUE ...]: the trainer, starting from MODEL
+    python3 -m verl.trainer.main config=examples/grpo_rj_rl.yaml,examples/atlas.yaml \
+        worker.actor.model.model_path="$1" data.seed=$((seed + 1)) worker.rollout.seed=$((seed + 1)) \
+        data.train_files="$person/rl_rejection_with_fb_neighbor_target.json" \
+        data.val_files="$person/rl_rejection_with_fb_neighbor_target_val.json" \
+        trainer.run_dir="$run/rebo" trainer.n_gpus_per_node="${RANKS:-2}" "${words[@]}" "${@:2}"
+}
+
+# What is wrong with the words is said now, not after RS, and also where ReBO was done before.
+rebo "$world/base" trainer.dry_run=true >/dev/null
 python3 RS/train.py config=RS/configs/atlas.yaml model="$world/base" data="$person/reject_target.json" \
     output_dir="$run/rs" seed=$((seed + 1))
 if [[ -f $run/rebo/DONE ]]; then
     echo "ReBO: done before; remove $run/rebo to train again"
 else
-    python3 -m verl.trainer.main config=examples/grpo_rj_rl.yaml,examples/atlas.yaml \
-        worker.actor.model.model_path="$run/rs/epoch_3" data.seed=$((seed + 1)) worker.rollout.seed=$((seed + 1)) \
-        data.train_files="$person/rl_rejection_with_fb_neighbor_target.json" \
-        data.val_files="$person/rl_rejection_with_fb_neighbor_target_val.json" \
-        trainer.run_dir="$run/rebo" trainer.n_gpus_per_node="${RANKS:-2}" "${words[@]}"
+    rebo "$run/rs/epoch_3"
 fi
 python3 -m verl.eval.report base="$world/base" rs="$run/rs/epoch_3" rebo="$run/rebo" data="$person" \
     measured="$run/eval" out="$results"

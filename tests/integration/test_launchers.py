@@ -1,4 +1,7 @@
-"""run_rwku.sh on the real stack: a good and a broken target, a tiny model, then a second launch with nothing to do."""
+"""run_rwku.sh on the real stack: a good and a broken target, a tiny model, then a second launch with nothing to do.
+
+And run_demo.sh where it is given a wrong word.
+"""
 
 import json
 import os
@@ -74,3 +77,13 @@ def test_from_targets_to_table_around_a_broken_target(tmp_path, target_folders, 
     second = launch(tmp_path, target_folders, tiny_model)
     assert second.returncode == 1 and f"== finished: 1 ({good})" in second.stdout
     assert [path.stat().st_mtime_ns for path in done] == times
+
+
+def test_the_demo_refuses_a_wrong_word_before_it_trains(atlas):
+    before = set((ROOT / "log" / "atlas").rglob("*"))
+    command = ["bash", str(ROOT / "run_demo.sh"), "trainer.max_stepz=3", "data.train_files=nowhere.json", "target=20"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "trainer.max_stepz=3: unknown key; did you mean trainer.max_steps?" in done.stderr
+    assert "nowhere.json: there is no such file" in done.stderr
+    assert set((ROOT / "log" / "atlas").rglob("*")) == before
