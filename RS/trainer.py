@@ -160,14 +160,14 @@ class RSTrainer:
             return objectives.rejection(self._log_probs(sequences))
         batch = collate(sequences, self.tokenizer.pad_token_id, self.device)
         with torch.no_grad():
-            reference_NV = self._forward(self.reference, batch).logits_NV
-        return objectives.kl_to_reference(self._forward(self.module, batch).logits_NV, reference_NV)
+            reference_NV = self._forward(self.reference, batch).logits_nV
+        return objectives.kl_to_reference(self._forward(self.module, batch).logits_nV, reference_NV)
 
     def _log_probs(self, sequences: list[tuple[list[int], list[int]]]) -> torch.Tensor:
         """(b, T) log-probability of every response token, zeros in the padding."""
         batch = collate(sequences, self.tokenizer.pad_token_id, self.device)
         outputs = self._forward(self.module, batch)
-        return outputs.scatter(log_probs_of(outputs.logits_NV, batch["responses"][outputs.mask_bT]))
+        return outputs.scatter(log_probs_of(outputs.logits_nV, outputs.pick(batch["responses"])))
 
     def _forward(self, module: torch.nn.Module, batch: dict[str, torch.Tensor]) -> ResponseOutputs:
         return forward_responses(module, batch, padding_free=self.config.padding_free)

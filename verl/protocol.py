@@ -18,6 +18,7 @@ Batch keys. B samples = P prompts x n rollouts, S prompt tokens (padded left), T
 | rollout_log_probs | float32 (B, T) | rollout (engine's own) | mismatch metrics, rollout_is |
 | old_log_probs | float32 (B, T) | actor before the update | policy loss |
 | ref_log_probs | float32 (B, T) | reference | KL loss, KL in the reward |
+| ref_kl | float32 (B, T) | actor and reference | exact KL in the reward |
 | values | float32 (B, T) | critic | GAE, value clipping |
 | token_level_scores | float32 (B, T), on the last response token | reward | KL in the reward, online filter, replay |
 | token_level_rewards | float32 (B, T) | trainer (scores minus KL) | advantage estimators |

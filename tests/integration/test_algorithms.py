@@ -1,7 +1,10 @@
 """Every algorithm and every way to spread the work trains the RS model of Atlas: a few steps, and the reward rises."""
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
+from scripts.model_merger import MergeConfig, merge
 from tests.training_kit import train
 from verl.utils.logger.logger import read_metrics
 
@@ -12,6 +15,7 @@ PPO = [
     f"{CRITIC}.fsdp.mp_param_dtype=fp32",
     f"{CRITIC}.optim.lr=1e-3",
     f"{CRITIC}.micro_batch_size_per_device_for_update=64",
+    f"{CRITIC}.ulysses_size=2",
 ]
 OFFLOAD = [f"{role}.fsdp.enable_cpu_offload=true" for role in (ACTOR, REF)]
 OFFLOAD += [f"{ACTOR}.offload.offload_params=true", f"{ACTOR}.offload.offload_optimizer=true"]
@@ -26,18 +30,26 @@ VARIANTS = {
         "algorithm.replay.collect_steps=2",
         TWO_RANKS,
     ],
-    "dr_grpo_sapo_lora_tensor_parallel": [
+    "dr_grpo_sapo_lora_adapter_tensor_parallel": [
         "algorithm.norm_adv_by_std=false",
         f"{ACTOR}.loss_avg_mode=constant",
         f"{ACTOR}.loss_type=sapo",
         f"{ACTOR}.model.lora.rank=8",
         f"{ACTOR}.optim.lr=3e-3",
+        "worker.rollout.lora_weights=adapter",
         "worker.rollout.tensor_parallel_size=2",
         TWO_RANKS,
     ],
-    "ppo_hsdp": [*PPO, f"{ACTOR}.optim.lr=4e-4", f"{ACTOR}.fsdp.fsdp_size=1", TWO_RANKS],
-    "reinforce_plus_plus_adaptive_kl_cispo_noise": [
+    "ppo_hsdp_ulysses": [
+        *PPO,
+        f"{ACTOR}.optim.lr=4e-4",
+        f"{ACTOR}.fsdp.fsdp_size=1",
+        f"{ACTOR}.ulysses_size=2",
+        TWO_RANKS,
+    ],
+    "reinforce_plus_plus_adaptive_exact_kl_cispo_noise": [
         "algorithm.adv_estimator=reinforce_plus_plus",
+        "algorithm.kl_penalty=full",
         "algorithm.use_kl_loss=false",
         "algorithm.kl_type=adaptive",
         f"{ACTOR}.loss_type=cispo",
@@ -45,8 +57,10 @@ VARIANTS = {
         "data.extra_prompt=Think first.",
         "worker.rollout.noise_rollout=2",
     ],
-    "remax_padded": [
+    "remax_padded_lora_merged": [
         "algorithm.adv_estimator=remax",
+        f"{ACTOR}.model.lora.rank=8",
+        f"{ACTOR}.optim.lr=3e-3",
         f"{ACTOR}.padding_free=false",
         f"{ACTOR}.dynamic_batching=false",
     ],
@@ -82,7 +96,20 @@ def test_the_reward_rises(name, ray_session, atlas_target, atlas_rs_model, tmp_p
     assert after > before + 0.03, f"validation reward went from {before} to {after}"
     assert all(row["actor/grad_norm"] > 0 for row in rows[1:])
     assert all(row["rollout/mean_abs_diff"] < 1e-2 for row in rows[1:])
+    if "lora" in name:
+        check_the_merger(tmp_path / "checkpoints" / "global_step_6" / "actor")
     if "replay" in name:
         assert rows[-1]["replay/rows"] == 8 * 8
-    if name == "ppo_hsdp":
+    if name == "ppo_hsdp_ulysses":
         assert rows[-1]["critic/vf_loss"] < rows[1]["critic/vf_loss"]
+
+
+def check_the_merger(actor):
+    """What scripts/model_merger.py makes of the training state is what the trainer wrote."""
+    merged = merge(MergeConfig(str(actor)))
+    ours, theirs = (load_file(folder / "model.safetensors") for folder in (actor / "huggingface", merged))
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert torch.allclose(tensor, theirs[name], atol=1e-6), name
+    adapter = merge(MergeConfig(str(actor), out=str(actor / "adapter"), lora="adapter"))
+    assert all("lora_" in name for name in load_file(adapter / "adapter_model.safetensors"))

@@ -5,6 +5,7 @@ t of l_t) / (number of tokens of all ranks and micro-batches). Every cut of the 
 order and divides by the same count; so do ``seq`` and ``constant`` with their own weights. Only rounding may differ.
 """
 
+import itertools
 import json
 import multiprocessing
 import socket
@@ -13,11 +14,13 @@ import pytest
 import torch
 import torch.distributed as dist
 
+from tests.conftest import save_tiny_model
 from tests.training_kit import arguments
 from verl.protocol import DataProto
 from verl.trainer.config import PPOConfig, migrate
 from verl.utils.config import load
 from verl.utils.memory import MemoryMeter
+from verl.utils.ulysses import SequenceParallel
 from verl.workers.fsdp_workers import FSDPWorker
 
 ACTOR = "worker.actor"
@@ -33,11 +36,22 @@ CUTS = {
     "by tokens": [f"{ACTOR}.micro_batch_size_per_device_for_update=1", "data.max_response_length=8"],
     "checkpointed": [f"{ACTOR}.model.enable_gradient_checkpointing=true"],
 }
+SHARED = {
+    "sequences shared": [f"{ACTOR}.ulysses_size=2"],
+    "sequences shared, one at a time": [
+        f"{ACTOR}.ulysses_size=2",
+        f"{ACTOR}.dynamic_batching=false",
+        f"{ACTOR}.micro_batch_size_per_device_for_update=1",
+        f"{ACTOR}.model.enable_gradient_checkpointing=true",
+    ],
+}
+"""Two ranks work on the same samples, half of the tokens each."""
 LOSSES = {
     "token": [],
     "seq": [f"{ACTOR}.loss_avg_mode=seq"],
     "constant": [f"{ACTOR}.loss_avg_mode=constant"],
     "gspo": [f"{ACTOR}.loss_type=gspo", f"{ACTOR}.loss_avg_mode=seq"],
+    "exact KL": ["algorithm.kl_penalty=full", "worker.ref.model.model_path=OTHER"],
 }
 PROMPT, RESPONSE, ROWS = 12, 8, 8
 
@@ -82,9 +96,13 @@ def update_all(rank: int, world: int, port: int, cases: dict, model: str, folder
         if not dist.is_initialized():
             worker.connect(("127.0.0.1", port), 1)
         worker.on_gpu, worker.device, worker.memory = False, torch.device("cpu"), MemoryMeter(on_gpu=False)
+        sharing = worker.config.worker.actor.ulysses_size
+        worker.parallel = SequenceParallel.of(sharing)
         worker.actor = worker._build_policy(trained=True)
+        if "exact" in name:
+            worker.actor.reference = worker._build_policy(trained=False)
         worker.memory.start(0)
-        part = batch().chunk(world)[rank]
+        part = batch().chunk(world // sharing)[rank // sharing]
         results[name] = worker.update_actor(part).meta_info["metrics"]
     if rank == 0:
         (folder / f"world_{world}.json").write_text(json.dumps(results))
@@ -111,19 +129,30 @@ def run_world(world, cases, model, folder):
 def results(tiny_model, tmp_path_factory):
     """(loss, ranks, cut) to metrics."""
     folder = tmp_path_factory.mktemp("invariance")
-    cases = {
-        f"{loss}/{cut}": [*words, *changes]
-        for loss, words in LOSSES.items()
-        for cut, changes in {"whole": WHOLE, **CUTS}.items()
-    }
-    return {world: run_world(world, cases, tiny_model, folder) for world in (1, 2)}
+    other = save_tiny_model(folder / "other", seed=1)
+    found = {}
+    for world, cuts in ((1, CUTS), (2, CUTS | SHARED)):
+        cases = {
+            f"{loss}/{cut}": [word.replace("OTHER", str(other)) for word in (*words, *changes)]
+            for loss, words in LOSSES.items()
+            for cut, changes in {"whole": WHOLE, **cuts}.items()
+        }
+        found[world] = run_world(world, cases, tiny_model, folder)
+    return found
 
 
-@pytest.mark.parametrize("world", [1, 2])
-@pytest.mark.parametrize("cut", ["whole", *CUTS])
+@pytest.mark.parametrize(
+    ("world", "cut"), [*itertools.product((1, 2), ("whole", *CUTS)), *itertools.product((2,), SHARED)]
+)
 @pytest.mark.parametrize("loss", LOSSES)
 def test_an_update_is_the_same_however_the_batch_is_cut(results, loss, cut, world):
     expected, got = results[1][f"{loss}/whole"], results[world][f"{loss}/{cut}"]
     assert expected["actor/grad_norm"] > 1e-3
     for key in ("actor/pg_loss", "actor/kl_loss", "actor/grad_norm", "actor/entropy"):
         assert got[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-9), key
+
+
+def test_the_exact_kl_is_another_kl(results):
+    exact, estimated = (results[1][f"{loss}/whole"]["actor/kl_loss"] for loss in ("exact KL", "token"))
+    assert exact > 0.01
+    assert exact != pytest.approx(estimated, rel=0.01)

@@ -241,8 +241,18 @@ def test_full_kl_is_exact_and_sampled_estimates_converge_to_it():
     for name in ("kl", "low_var_kl"):
         mean = (weights * ca.compute_kl(log_p.flatten(), log_q.flatten(), name)).sum().item()
         assert mean == pytest.approx(expected, abs=1e-5), f"{name} is an unbiased estimate"
-    with pytest.raises(ValueError, match=r"\(B, T, V\)"):
-        ca.compute_kl(torch.zeros(2, 3), torch.zeros(2, 3), "full")
+
+
+def test_exact_kl_has_the_gradient_of_the_kl_and_none_for_the_reference():
+    generator = torch.Generator().manual_seed(0)
+    logits, ref = (torch.randn(5, 7, generator=generator) for _ in range(2))
+    logits.requires_grad_()
+    kl = ca.exact_kl(logits, ref, rows=2)
+    kl.sum().backward()
+    p, q = logits.detach().softmax(-1), ref.softmax(-1)
+    assert torch.allclose(kl, (p * (p / q).log()).sum(-1), atol=1e-6)
+    by_hand = p * ((p / q).log() - kl.detach()[:, None])  # d KL / d z_i = p_i (log p_i - log q_i - KL)
+    assert torch.allclose(logits.grad, by_hand, atol=1e-6)
 
 
 def test_kl_in_the_reward():
@@ -250,7 +260,7 @@ def test_kl_in_the_reward():
     scores = torch.tensor([[0.0, 1.0], [1.0, 0.0]])
     log_p = torch.tensor([[-1.0, -1.0], [-1.0, float("nan")]])
     log_q = torch.tensor([[-1.5, -2.5], [-1.0, 0.0]])
-    rewards, mean_kl = ca.apply_kl_penalty(scores, log_p, log_q, mask, kl_coef=0.1, kl_penalty="kl")
+    rewards, mean_kl = ca.apply_kl_penalty(scores, ca.compute_kl(log_p, log_q, "kl"), mask, kl_coef=0.1)
     assert torch.allclose(rewards, torch.tensor([[-0.05, 0.85], [1.0, 0.0]]))
     assert mean_kl == pytest.approx((1.0 + 0.0) / 2), "mean over sequences of the mean over tokens"
 

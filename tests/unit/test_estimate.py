@@ -190,6 +190,19 @@ def test_checkpointing_saves_one_hidden_state_a_layer(config_of):
     assert with_it.total("update actor") < without.total("update actor")
 
 
+def test_ranks_that_share_samples_share_their_activations_and_logits(config_of):
+    alone, shared = (phases(config_of(f"worker.actor.ulysses_size={size}"))["update actor"] for size in (1, 2))
+    assert shared["activations"] == alone["activations"] // 2
+    assert shared["logits"] == alone["logits"] // 2
+    assert shared["weights"] == alone["weights"]
+
+
+def test_an_exact_kl_in_the_loss_holds_the_references_logits_in_the_update(config_of):
+    sampled, exact = (phases(config_of(f"algorithm.kl_penalty={kl}")) for kl in ("low_var_kl", "full"))
+    assert "reference" in sampled and "reference" not in exact
+    assert sum(exact["update actor"].values()) > sum(sampled["update actor"].values())
+
+
 def test_time_follows_the_ranks_and_checkpointing(config_of):
     one, two = (estimate(config_of(f"trainer.n_gpus_per_node={n}"), {"actor": SHAPE}, GPU).seconds for n in (1, 2))
     assert two["rollout"] < one["rollout"]

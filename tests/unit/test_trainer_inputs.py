@@ -111,6 +111,41 @@ def test_settings_without_effect_are_named(tiny_model, tmp_path):
     assert inert_settings(config(tiny_model, tmp_path)) == []
 
 
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["worker.actor.ulysses_size=3"], "ulysses_size=3: must divide the 2 ranks .* for example 2"),
+        (["worker.actor.ulysses_size=0"], "ulysses_size=0: must be greater than 0"),
+        (
+            ["worker.actor.ulysses_size=2", "worker.actor.padding_free=false"],
+            "ulysses_size=2: shares packed rows; set padding_free=true",
+        ),
+        (
+            ["worker.actor.ulysses_size=4", "trainer.n_gpus_per_node=4"],
+            r"ulysses_size=4: cannot share the model's 2 heads \(1 of keys and values\); for example 2",
+        ),
+        (
+            ["worker.actor.ulysses_size=2", "algorithm.adv_estimator=gae", "worker.critic.global_batch_size=8"],
+            "worker.critic.ulysses_size=1: actor and critic get the same shares of a batch; set 2",
+        ),
+        (
+            ["worker.rollout.lora_weights=adapter", "worker.actor.model.lora.rank=600"],
+            "lora_weights=adapter: vLLM takes ranks up to 512, and worker.actor.model.lora.rank=600",
+        ),
+    ],
+)
+def test_ways_to_spread_the_work_that_cannot_be(tiny_model, tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        config(tiny_model, tmp_path, *changes)
+
+
+def test_ranks_that_share_samples_need_fewer_of_them(tiny_model, tmp_path):
+    odd = ["data.rollout_batch_size=1", "worker.actor.global_batch_size=1", "worker.rollout.n=3"]
+    with pytest.raises(ConfigError, match="global_batch_size=1: times worker.rollout.n=3 must divide over 2 ranks"):
+        config(tiny_model, tmp_path, *odd)
+    assert config(tiny_model, tmp_path, *odd, "worker.actor.ulysses_size=2").data_parallel_size == 1
+
+
 def test_the_plan_counts_as_easyr1_does(tiny_model, tmp_path):
     words = ["trainer.max_steps=null", "trainer.total_epochs=2", "data.rollout_batch_size=8"]
     settings = config(tiny_model, tmp_path, *words, "worker.actor.global_batch_size=4")

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..workers.config import WorkerConfig, positive
+from ..workers.config import ADAPTER_RANKS, WorkerConfig, positive
 
 logger = logging.getLogger(__name__)
 
@@ -131,7 +131,8 @@ class AlgorithmConfig:
     use_kl_loss: bool = False
     """KL as a term of the loss instead of the reward"""
     kl_penalty: Literal["kl", "abs", "mse", "low_var_kl", "full"] = "kl"
-    """estimator of the KL to the reference"""
+    """estimator of the KL to the reference from the sampled tokens; ``full``: the exact KL over the vocabulary, which
+    holds the reference's logits beside the actor's"""
     kl_coef: float = 1e-3
     """weight of the KL"""
     kl_type: Literal["fixed", "adaptive"] = "fixed"
@@ -164,8 +165,6 @@ class AlgorithmConfig:
             found.append(f"kl_coef={self.kl_coef}: must be 0 or greater")
         if self.disable_kl and self.use_kl_loss:
             found.append("use_kl_loss=true: needs the reference that disable_kl=true leaves out; set one of them false")
-        if self.kl_penalty == "full":
-            found.append("kl_penalty=full: needs whole distributions, which are not kept; use low_var_kl")
         if not self.filter_low < self.filter_high:
             found.append(f"filter_low={self.filter_low}: must be below filter_high={self.filter_high}")
         if not self.norm_adv_by_std and self.adv_estimator != "grpo":
@@ -267,6 +266,14 @@ class PPOConfig:
         return self.algorithm.adv_estimator == "gae"
 
     @property
+    def reference_pass(self) -> str | None:
+        """The workers' method that prepares a step's KL; None where there is none, or the update takes the exact KL."""
+        algorithm = self.algorithm
+        if algorithm.disable_kl or (algorithm.kl_penalty == "full" and algorithm.use_kl_loss):
+            return None
+        return "compute_ref_kl" if algorithm.kl_penalty == "full" else "compute_ref_log_probs"
+
+    @property
     def mini_batches(self) -> int:
         """Optimiser steps of one pass over a rollout batch."""
         return self.data.rollout_batch_size // self.worker.actor.global_batch_size
@@ -277,6 +284,11 @@ class PPOConfig:
         one_update = self.worker.actor.ppo_epochs == 1 and self.mini_batches == 1
         kl_needs_none = self.algorithm.use_kl_loss or self.algorithm.disable_kl
         return one_update and kl_needs_none and not self.algorithm.replay.ratio
+
+    @property
+    def data_parallel_size(self) -> int:
+        """Shares that a batch is cut into: ranks divided by the ranks that work on the same samples."""
+        return self.trainer.world_size // self.worker.actor.ulysses_size
 
     @property
     def rollout_replicas(self) -> int:
@@ -295,7 +307,9 @@ class PPOConfig:
 
     def _batch_problems(self) -> list[str]:
         found = []
-        prompts, n, ranks = self.data.rollout_batch_size, self.worker.rollout.n, self.trainer.world_size
+        if problems := self._sharing_problems():
+            return problems
+        prompts, n, ranks = self.data.rollout_batch_size, self.worker.rollout.n, self.data_parallel_size
         for role in ("actor", "critic") if self.use_critic else ("actor",):
             mini = getattr(self.worker, role).global_batch_size
             if mini > 0 and prompts % mini:
@@ -310,6 +324,21 @@ class PPOConfig:
                 )
         return found + self._replay_problems()
 
+    def _sharing_problems(self) -> list[str]:
+        """Of the ranks that share samples, without which the shares of a batch cannot be counted."""
+        size, ranks, found = self.worker.actor.ulysses_size, self.trainer.world_size, []
+        if size < 1 or ranks % size:
+            found.append(
+                f"worker.actor.ulysses_size={size}: must divide the {ranks} ranks (trainer.nnodes x "
+                f"trainer.n_gpus_per_node); for example {_largest_divisor(ranks, max(1, size))}"
+            )
+        if self.use_critic and self.worker.critic.ulysses_size != size:
+            found.append(
+                f"worker.critic.ulysses_size={self.worker.critic.ulysses_size}: actor and critic get the same shares "
+                f"of a batch; set {size}"
+            )
+        return found
+
     def _replay_problems(self) -> list[str]:
         ratio, prompts = self.algorithm.replay.ratio, self.data.rollout_batch_size
         groups = round(ratio * prompts)
@@ -317,7 +346,7 @@ class PPOConfig:
             return []
         if self.use_critic or self.algorithm.adv_estimator == "remax":
             return [f"algorithm.replay.ratio={ratio}: {self.algorithm.adv_estimator} cannot replay stored advantages"]
-        mini, world = self.worker.actor.global_batch_size, self.trainer.world_size
+        mini, world = self.worker.actor.global_batch_size, self.data_parallel_size
         even = prompts % mini == 0 and groups % (prompts // mini) == 0
         if groups and even and groups // (prompts // mini) * self.worker.rollout.n % world == 0:
             return []
@@ -366,6 +395,11 @@ class PPOConfig:
             found.append("worker.actor.model.model_path: is required; give a Hugging Face folder or hub id")
         if self.use_critic and not (self.worker.critic.model.model_path or model.model_path):
             found.append("worker.critic.model.model_path: is required for adv_estimator=gae")
+        if self.worker.rollout.lora_weights == "adapter" and model.lora.rank > ADAPTER_RANKS[-1]:
+            found.append(
+                f"worker.rollout.lora_weights=adapter: vLLM takes ranks up to {ADAPTER_RANKS[-1]}, and "
+                f"worker.actor.model.lora.rank={model.lora.rank}; set merged"
+            )
         size = self.worker.actor.fsdp.fsdp_size
         if size != -1 and (size < 1 or self.trainer.world_size % size):
             found.append(

@@ -21,6 +21,7 @@ from .kl import FixedKLController as FixedKLController
 from .kl import KLPenalty as KLPenalty
 from .kl import apply_kl_penalty as apply_kl_penalty
 from .kl import compute_kl as compute_kl
+from .kl import exact_kl as exact_kl
 
 AdvantageName = Literal["gae", "grpo", "grpo_passk", "reinforce_plus_plus", "rloo", "remax"]
 LossType = Literal["default", "gspo", "gspo_token", "cispo", "sapo"]

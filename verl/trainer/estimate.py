@@ -184,12 +184,12 @@ class Micro:
 
 
 def micro_batch(config: "PPOConfig", settings: "BatchConfig", prompt: int, *, update: bool) -> Micro:
-    """The largest micro-batch of a rank, if every response is as long as it may be.
+    """A rank's share of the largest micro-batch, if every response is as long as it may be.
 
     Args:
         prompt: tokens of a prompt.
     """
-    data, world = config.data, config.trainer.world_size
+    data, world, sharing = config.data, config.data_parallel_size, config.worker.actor.ulysses_size
     samples = settings.micro_batch_size_per_device_for_experience
     available = data.rollout_batch_size * config.worker.rollout.n // world
     if update:
@@ -199,7 +199,7 @@ def micro_batch(config: "PPOConfig", settings: "BatchConfig", prompt: int, *, up
     if settings.dynamic_batching:  # a budget in tokens: shorter prompts leave room for more samples
         samples = samples * (data.max_prompt_length + data.max_response_length) // length
     samples = max(1, min(samples, available))
-    return Micro(samples * length, samples * data.max_response_length)
+    return Micro(-(-samples * length // sharing), -(-samples * data.max_response_length // sharing))
 
 
 # ---- phases -------------------------------------------------------------------------------------------------------
@@ -293,7 +293,7 @@ class _Estimator:
         phases = {"load": self._load(), "rollout": self._rollout()}
         if not self.config.exactly_on_policy:
             phases["log-probs"] = self._scoring("actor")
-        if "ref" in self.roles:
+        if self.config.reference_pass:
             phases["reference"] = self._scoring("ref")
         if "critic" in self.roles:
             phases["values"] = self._scoring("critic")
@@ -376,12 +376,18 @@ class _Estimator:
         working = working_activations(role, micro.tokens, on_gpu=self.on_gpu)
         # log_softmax and two gradients, in fp32 (the logits themselves are gone by then).
         logits = 0 if name == "critic" else 12 * micro.responses * role.shape.vocab
+        beside = 0  # the reference as it runs within the update
+        if name == "actor" and self.config.use_reference and not self.config.reference_pass:
+            reference = self.roles["ref"]
+            base["weights"] += reference.weights if reference.weights_away else 0
+            beside = reference.gathered
+            logits += micro.responses * role.shape.vocab * reference.compute
         share = role.trained / role.parameters
         outer = int(role.outer * share)
         reduced = role.reduce / role.compute
         layer = int(role.layer * share * (1 + reduced))
         moments = [
-            {"gathered": role.gathered, "activations": saved, "logits": logits},
+            {"gathered": role.gathered + beside, "activations": saved, "logits": logits},
             {"gathered": role.gathered, "unsharded gradients": outer + layer, "activations": saved + working},
             {"gathered": role.outer, "unsharded gradients": int(outer * (1 + reduced * (1 + 1 / role.ranks)))},
             {"activations": 4 * 4 * role.shape.vocab * role.shape.hidden // role.ranks if role.bf16_moments else 0},

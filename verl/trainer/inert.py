@@ -40,6 +40,7 @@ def _rules(config: PPOConfig) -> list[tuple[bool, str, str]]:
         (False, fsdp, "FSDP2 always keeps the original parameters"),
         (False, f"{VISION} {vision}", "this trainer is for text models"),
         (has_accelerator(), offloads, "there is no accelerator to move memory away from"),
+        (actor.model.lora.rank > 0, "worker.rollout.lora_weights", "worker.actor.model.lora.rank=0 trains no adapters"),
         (config.use_critic, "worker.critic trainer.critic_warmup", f"adv_estimator={estimator} trains no critic"),
         (config.use_reference, "worker.ref", "disable_kl=true trains without a reference"),
         (discounted, "algorithm.gamma", f"adv_estimator={estimator} does not discount"),

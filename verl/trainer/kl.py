@@ -7,6 +7,7 @@ by `core_algos.masked_aggregate`. When a controller is updated is the trainer's 
 from typing import Literal
 
 import torch
+from torch.utils.checkpoint import checkpoint
 
 KLPenalty = Literal["kl", "abs", "mse", "low_var_kl", "full"]
 
@@ -18,7 +19,7 @@ def compute_kl(log_probs: torch.Tensor, ref_log_probs: torch.Tensor, kl_penalty:
 
     kl: log p - log q, unbiased, may be negative. abs: its absolute value. mse: half its square. low_var_kl:
     q/p - 1 - log(q/p), never negative (joschu.net/blog/kl-approx.html), clamped to 10 as in EasyR1. full: the exact
-    KL; inputs are then log-probabilities of the whole vocabulary (B, T, V) and the result is (B, T).
+    KL; inputs are then log-probabilities of the whole vocabulary (..., V) and the result is (...).
     """
     log_ratio = log_probs.float() - ref_log_probs.float()
     if kl_penalty == "kl":
@@ -31,25 +32,28 @@ def compute_kl(log_probs: torch.Tensor, ref_log_probs: torch.Tensor, kl_penalty:
         inverse = (-log_ratio).clamp(-MAX_LOG_RATIO, MAX_LOG_RATIO)
         return (inverse.exp() - 1 - inverse).clamp(max=10.0)
     if kl_penalty == "full":
-        if log_probs.dim() != 3:
-            raise ValueError(f"kl_penalty 'full' needs (B, T, V) log-probabilities, got {tuple(log_probs.shape)}")
         return (log_probs.float().exp() * log_ratio).sum(-1)
     raise ValueError(f"unknown kl_penalty {kl_penalty!r}")
 
 
+def exact_kl(logits_NV: torch.Tensor, ref_logits_NV: torch.Tensor, rows: int = 2048) -> torch.Tensor:
+    """(N,) KL(policy || reference) over the whole vocabulary, float32. Only `rows` rows at a time are held in fp32."""
+
+    def part(logits: torch.Tensor, ref_logits: torch.Tensor) -> torch.Tensor:
+        return compute_kl(logits.float().log_softmax(-1), ref_logits.float().log_softmax(-1), "full")
+
+    pairs = zip(logits_NV.split(rows), ref_logits_NV.split(rows), strict=True)
+    return torch.cat([checkpoint(part, *pair, use_reentrant=False) for pair in pairs])
+
+
 def apply_kl_penalty(
-    scores_BT: torch.Tensor,
-    log_probs_BT: torch.Tensor,
-    ref_log_probs_BT: torch.Tensor,
-    mask_BT: torch.Tensor,
-    kl_coef: float,
-    kl_penalty: KLPenalty,
+    scores_BT: torch.Tensor, kl_BT: torch.Tensor, mask_BT: torch.Tensor, kl_coef: float
 ) -> tuple[torch.Tensor, float]:
     """KL in the reward: (scores - kl_coef * KL at every masked token (B, T), mean over sequences of their mean KL).
 
     The second is what an adaptive controller is updated with, as in EasyR1.
     """
-    kl_BT = compute_kl(log_probs_BT, ref_log_probs_BT, kl_penalty).masked_fill(mask_BT == 0, 0.0)
+    kl_BT = kl_BT.masked_fill(mask_BT == 0, 0.0)
     tokens_B = mask_BT.sum(-1)
     mean_kl = (kl_BT.sum(-1) / tokens_B.clamp(min=1)).sum() / (tokens_B > 0).sum().clamp(min=1)
     return scores_BT - kl_coef * kl_BT, mean_kl.item()

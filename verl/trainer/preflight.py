@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 from ..utils.dataset import Row, read_rows, row_problems, split_of
 from ..utils.errors import ConfigError, DataError
 from ..utils.logger import available
+from ..utils.ulysses import head_problem
 from ..workers.reward.function import load_reward_function
 
 if TYPE_CHECKING:
@@ -58,14 +59,24 @@ def _model_problems(config: "PPOConfig") -> list[str]:
             found.append(f"worker.{role}.model.model_path={path}: there is no such folder, and it is no hub id")
         elif path is not None and Path(path).is_dir() and not (Path(path) / "config.json").is_file():
             found.append(f"worker.{role}.model.model_path={path}: has no config.json; give a Hugging Face folder")
-    return found + _length_problems(config)
-
-
-def _length_problems(config: "PPOConfig") -> list[str]:
-    """Sequences longer than the model's positions, where its config.json is here and says how many it has."""
-    data, path = config.data, Path(config.worker.actor.model.model_path or "") / "config.json"
+    path = Path(config.worker.actor.model.model_path or "") / "config.json"
     settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    limit = (settings | config.worker.actor.model.override_config).get("max_position_embeddings")
+    settings |= config.worker.actor.model.override_config
+    return found + _length_problems(config, settings) + _head_problems(config, settings)
+
+
+def _head_problems(config: "PPOConfig", settings: dict) -> list[str]:
+    """Attention heads that do not divide over the ranks, where the model's config.json is here."""
+    size, heads = config.worker.actor.ulysses_size, settings.get("num_attention_heads")
+    if size <= 1 or heads is None:
+        return []
+    problem = head_problem(size, heads, settings.get("num_key_value_heads") or heads)
+    return [f"worker.actor.ulysses_size={size}: {problem}"] if problem else []
+
+
+def _length_problems(config: "PPOConfig", settings: dict) -> list[str]:
+    """Sequences longer than the model's positions, where its config.json is here and says how many it has."""
+    data, limit = config.data, settings.get("max_position_embeddings")
     need = data.max_prompt_length + data.max_response_length
     if limit is None or need <= limit:
         return []

@@ -130,13 +130,13 @@ class RayPPOTrainer:
         """One step of reinforcement learning; returns its metrics."""
         timer, metrics = Timer(), {}
         batch = self.experience.collect(self.step, timer, metrics)
-        balance_dataproto(batch, self.workers.world_size, len(batch) // self.config.mini_batches)
+        balance_dataproto(batch, self.config.data_parallel_size, len(batch) // self.config.mini_batches)
         if not self.config.exactly_on_policy:
             with timer("old"):
                 batch = batch.union(self._on_ranks("compute_log_probs", batch))
-        if self.config.use_reference:
+        if self.config.reference_pass:
             with timer("ref"):
-                batch = batch.union(self._on_ranks("compute_ref_log_probs", batch))
+                batch = batch.union(self._on_ranks(self.config.reference_pass, batch))
         if self.config.use_critic:
             with timer("values"):
                 batch = batch.union(self._on_ranks("compute_values", batch))
@@ -147,7 +147,7 @@ class RayPPOTrainer:
                 batch = self._with_replay(batch, metrics)
         if self.config.use_critic:
             with timer("update_critic"):
-                metrics |= self.workers.split("update_critic", batch.select(non_tensor_batch_keys=[]))[0]
+                metrics |= self._shared_out("update_critic", batch)[0]
         if self.step > self.config.trainer.critic_warmup:
             with timer("update_actor"):
                 self._update_actor(batch, metrics)
@@ -155,8 +155,13 @@ class RayPPOTrainer:
         return metrics | timer.metrics(batch, self.workers.world_size)
 
     # ---- learning ---------------------------------------------------------------------------------------------------
+    def _shared_out(self, method: str, batch: DataProto, **meta_info: Any) -> list[Any]:
+        data = batch.select(non_tensor_batch_keys=[])
+        data.meta_info = meta_info
+        return self.workers.split(method, data, self.config.worker.actor.ulysses_size)
+
     def _on_ranks(self, method: str, batch: DataProto) -> DataProto:
-        return DataProto.concat(self.workers.split(method, batch.select(non_tensor_batch_keys=[])))
+        return DataProto.concat(self._shared_out(method, batch))
 
     def _add_advantages(self, batch: DataProto, metrics: dict[str, float]) -> None:
         """Add ``token_level_rewards``, ``advantages`` and ``returns``, all (B, T)."""
@@ -166,14 +171,11 @@ class RayPPOTrainer:
             scores_B = core_algos.normalize_rewards_by_split(rewards_BT.sum(-1), batch.non_tensor_batch["split"])
             rewards_BT = on_last_token(scores_B.tolist(), mask_BT)
         if self.config.use_reference and not algorithm.use_kl_loss:
-            rewards_BT, kl = core_algos.apply_kl_penalty(
-                rewards_BT,
-                batch.batch["old_log_probs"],
-                batch.batch["ref_log_probs"],
-                mask_BT,
-                self.kl.kl_coef,
-                algorithm.kl_penalty,
-            )
+            kl_BT = batch.batch.get("ref_kl", None)
+            if kl_BT is None:
+                log_probs = (batch.batch["old_log_probs"], batch.batch["ref_log_probs"])
+                kl_BT = core_algos.compute_kl(*log_probs, algorithm.kl_penalty)
+            rewards_BT, kl = core_algos.apply_kl_penalty(rewards_BT, kl_BT, mask_BT, self.kl.kl_coef)
             metrics |= {"actor/reward_kl": kl, "actor/kl_coef": self.kl.kl_coef}
             self.kl.update(kl, len(batch))
         batch.batch["token_level_rewards"] = rewards_BT
@@ -212,13 +214,11 @@ class RayPPOTrainer:
         common = sorted(set(replayed.batch.keys()) & set(batch.batch.keys()))
         both = [part.select(common, ["uid"]) for part in (batch, replayed)]
         joined = DataProto.concat(both)
-        balance_dataproto(joined, self.workers.world_size, len(joined) // self.config.mini_batches)
+        balance_dataproto(joined, self.config.data_parallel_size, len(joined) // self.config.mini_batches)
         return joined
 
     def _update_actor(self, batch: DataProto, metrics: dict[str, float]) -> None:
-        data = batch.select(non_tensor_batch_keys=[])
-        data.meta_info = {"kl_coef": self.kl.kl_coef, "step": self.step}
-        results = self.workers.split("update_actor", data)
+        results = self._shared_out("update_actor", batch, kl_coef=self.kl.kl_coef, step=self.step)
         metrics |= results[0].meta_info["metrics"]
         if self.config.algorithm.use_kl_loss:
             metrics["actor/kl_coef"] = self.kl.kl_coef

@@ -14,6 +14,8 @@ import torch
 import torch.nn.functional as F
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from .ulysses import SequenceParallel
+
 PACKED = "packed"
 
 
@@ -29,14 +31,16 @@ class Packing:
     """(T,) int64: the sequence of each token"""
     columns: torch.Tensor
     """(T,) int64: the place of each token in its sequence, which is also its position id"""
+    parallel: SequenceParallel | None = None
+    """the ranks that share the row"""
 
     @classmethod
-    def of(cls, lengths: torch.Tensor) -> "Packing":
+    def of(cls, lengths: torch.Tensor, parallel: SequenceParallel | None = None) -> "Packing":
         """The packing of sequences with these lengths, (N,) int64."""
         ends = lengths.cumsum(0)
         rows = torch.repeat_interleave(torch.arange(len(lengths), device=lengths.device), lengths)
         columns = torch.arange(int(ends[-1]), device=lengths.device) - (ends - lengths)[rows]
-        return cls(F.pad(ends, (1, 0)).to(torch.int32), int(lengths.max()), rows, columns)
+        return cls(F.pad(ends, (1, 0)).to(torch.int32), int(lengths.max()), rows, columns, parallel)
 
     @property
     def num_sequences(self) -> int:
@@ -59,7 +63,8 @@ def packed_attention(
     """Causal attention within each sequence of a packed row, in the signature that transformers calls.
 
     Args:
-        query: (1, heads, T, D); key and value: (1, key-value heads, T, D).
+        query: (1, heads, T, D); key and value: (1, key-value heads, T, D). Under sequence parallelism a rank has T / U
+            tokens of them, and of the result.
 
     Returns:
         (1, T, heads, D), and None for the attention weights.
@@ -67,11 +72,29 @@ def packed_attention(
     if softcap is not None:
         raise NotImplementedError("this model caps its attention scores; set worker.actor.padding_free=false for it")
     window = sliding_window if sliding_window is not None and sliding_window < packing.max_length else None
+    parallel = packing.parallel
+    if parallel is None:
+        return _attend(query, key, value, packing, scaling, window).unsqueeze(0), None
+    key, value = (kv.repeat_interleave(parallel.repeats(kv.shape[1]), dim=1) for kv in (key, value))
+    query, key, value = (parallel.heads_of_mine(states) for states in (query, key, value))
+    output = _attend(query, key, value, packing, scaling, window)
+    return parallel.mine_of_heads(output).unsqueeze(0), None
+
+
+def _attend(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    packing: Packing,
+    scaling: float | None,
+    window: int | None,
+) -> torch.Tensor:
+    """Attention over the whole row by the best kernel there is. Returns (T, heads, D)."""
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         output = _varlen_kernel(query, key, value, packing, scaling, window)
         if output is not None:
-            return output.unsqueeze(0), None
-    return _padded_rows(query, key, value, packing, scaling, window).unsqueeze(0), None
+            return output
+    return _padded_rows(query, key, value, packing, scaling, window)
 
 
 def _varlen_kernel(

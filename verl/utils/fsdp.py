@@ -64,10 +64,15 @@ def load_full_state(
     set_model_state_dict(module, state or {}, options=options)
 
 
-def full_tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, whole tensor) of every weight, gathered one at a time. A collective: every rank must run it to the end."""
+def full_tensors(module: torch.nn.Module, part: str = "") -> Iterator[tuple[str, torch.Tensor]]:
+    """(name, whole tensor) of every weight, gathered one at a time. A collective: every rank must run it to the end.
+
+    Args:
+        part: what the names must hold.
+    """
     for name, tensor in module.state_dict().items():
-        yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+        if part in name:
+            yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
 
 
 def clip_grad_norm(parameters: list[torch.nn.Parameter], max_norm: float) -> float:

@@ -16,6 +16,8 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClas
 
 from .sharding_manager.fsdp_vllm import exported_tensors
 
+LORA_CONFIG = "lora_config.json"
+
 
 def save_role(role: Any, folder: Path, tokenizer: Any, model_path: str, *, model_only: bool) -> None:
     """Write ``folder/huggingface`` and, unless ``model_only``, ``folder/dcp``. A collective.
@@ -26,6 +28,9 @@ def save_role(role: Any, folder: Path, tokenizer: Any, model_path: str, *, model
     save_hf_folder(role.module, folder / "huggingface", tokenizer, model_path)
     if not model_only:
         dcp.save(_training_state(role), checkpoint_id=folder / "dcp")
+        if dist.get_rank() == 0 and hasattr(role.module, "peft_config"):
+            role.module.peft_config["default"].save_pretrained(folder)
+            (folder / "adapter_config.json").rename(folder / LORA_CONFIG)  # the folder itself is no adapter
 
 
 def load_role(role: Any, folder: Path) -> None:

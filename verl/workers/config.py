@@ -7,6 +7,8 @@ Dtype = Literal["auto", "bf16", "fp16", "fp32"]
 LossAvgMode = Literal["token", "seq", "constant"]
 MAX_SEQUENCES = 512
 """sequences a rollout engine works on at once, at most"""
+ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
+"""ranks that vLLM has room for LoRA adapters of"""
 
 
 def positive(config: Any, *names: str) -> list[str]:
@@ -143,7 +145,8 @@ class BatchConfig:
     dynamic_batching: bool = True
     """cut micro-batches by tokens: micro_batch_size x (max_prompt_length + max_response_length), instead of samples"""
     ulysses_size: int = 1
-    """ranks that share one sequence (sequence parallelism)"""
+    """neighbouring ranks that share each micro-batch, a part of its tokens each (sequence parallelism); the reference
+    takes the actor's"""
     model: ModelConfig = field(default_factory=ModelConfig)
     optim: OptimConfig = field(default_factory=OptimConfig)
     fsdp: FSDPConfig = field(default_factory=FSDPConfig)
@@ -157,9 +160,12 @@ class BatchConfig:
             "micro_batch_size_per_device_for_experience",
             "max_grad_norm",
             "ppo_epochs",
+            "ulysses_size",
         )
-        if self.ulysses_size != 1:
-            found.append(f"ulysses_size={self.ulysses_size}: sequence parallelism is not built yet; set 1")
+        if self.ulysses_size > 1 and not self.padding_free:
+            found.append(
+                f"ulysses_size={self.ulysses_size}: shares packed rows; set padding_free=true, or ulysses_size=1"
+            )
         return found
 
 
@@ -231,6 +237,9 @@ class RolloutConfig:
     """no CUDA graphs (always so on CPU)"""
     enable_chunked_prefill: bool | None = None
     """cut long prompts into chunks; null: as the engine likes. false needs max_num_batched_tokens for a sequence"""
+    lora_weights: Literal["merged", "adapter"] = "merged"
+    """under LoRA, what each step hands to the engine: all weights with the adapters merged, which samples fastest, or
+    the adapters alone, which hands over least"""
     tensor_parallel_size: int = 2
     """ranks that share one engine"""
     max_model_len: int | None = None

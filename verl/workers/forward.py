@@ -1,6 +1,7 @@
 """One forward pass over a micro-batch, packed or padded, giving what the model says at every response token.
 
-Shapes: b samples, L = S + T columns (prompt padded left, response padded right), N response tokens, V vocabulary.
+Shapes: b samples, L = S + T columns (prompt padded left, response padded right), N response tokens, n of them on this
+rank (N without sequence parallelism), V vocabulary.
 """
 
 from dataclasses import dataclass
@@ -10,47 +11,75 @@ import torch.nn.functional as F
 from tensordict import TensorDict
 
 from ..utils.attention import Packing
+from ..utils.ulysses import SequenceParallel, SharedRow, padded
 
 
 @dataclass(frozen=True)
 class ResponseOutputs:
-    """The model's outputs at the N response tokens, in row order, and where they belong."""
+    """The model's outputs at the response tokens, in row order, and where they belong."""
 
-    logits_NV: torch.Tensor
-    """logits that predict each response token; (N, 1) values from a value model"""
+    logits_nV: torch.Tensor
+    """logits that predict each response token; (n, 1) values from a value model"""
     mask_bT: torch.Tensor
     """(b, T) bool with N true entries"""
+    row: SharedRow | None = None
+    """under sequence parallelism"""
 
-    def scatter(self, values_N: torch.Tensor) -> torch.Tensor:
-        """(N,) values as (b, T), zeros elsewhere."""
+    def pick(self, values_bT: torch.Tensor) -> torch.Tensor:
+        """(n,) values of (b, T) that belong to the logits."""
+        values_N = values_bT[self.mask_bT]
+        return values_N if self.row is None else values_N[self.row.here]
+
+    def scatter(self, values_n: torch.Tensor) -> torch.Tensor:
+        """This rank's (n,) values, and under sequence parallelism the other ranks', as (b, T), zeros elsewhere."""
+        values_N = values_n if self.row is None else self.row.whole(values_n)
         spread = values_N.new_zeros(self.mask_bT.shape)
         return spread.masked_scatter(self.mask_bT, values_N)
 
 
-def forward_responses(module: torch.nn.Module, batch: TensorDict, *, padding_free: bool) -> ResponseOutputs:
+def forward_responses(
+    module: torch.nn.Module, batch: TensorDict, *, padding_free: bool, parallel: SequenceParallel | None = None
+) -> ResponseOutputs:
     """Run the model over whole samples and keep its outputs at the response tokens.
 
     Args:
         batch: ``input_ids``, ``attention_mask``, ``position_ids`` (b, L) and ``response_mask`` (b, T).
+        parallel: the ranks that have the same batch and share the work on it; needs ``padding_free``.
     """
     seen = batch["attention_mask"].bool()
     mask_bT = batch["response_mask"].bool()
     width = seen.shape[1]
     predicts = torch.zeros_like(seen)  # a token is predicted one column before its own
     predicts[:, width - mask_bT.shape[1] - 1 : width - 1] = mask_bT
-    run = _forward_packed if padding_free else _forward_padded
-    return ResponseOutputs(run(module, batch, seen, predicts), mask_bT)
+    if padding_free:
+        logits_nV, row = _forward_packed(module, batch, seen, predicts, parallel)
+        return ResponseOutputs(logits_nV, mask_bT, row)
+    return ResponseOutputs(_forward_padded(module, batch, seen, predicts), mask_bT)
 
 
 def _forward_packed(
-    module: torch.nn.Module, batch: TensorDict, seen: torch.Tensor, predicts: torch.Tensor
-) -> torch.Tensor:
-    packing = Packing.of(seen.sum(dim=1))
-    keep = predicts[seen].nonzero().squeeze(1)
-    inputs = {"input_ids": batch["input_ids"][seen].unsqueeze(0), "position_ids": packing.columns.unsqueeze(0)}
+    module: torch.nn.Module,
+    batch: TensorDict,
+    seen: torch.Tensor,
+    predicts: torch.Tensor,
+    parallel: SequenceParallel | None,
+) -> tuple[torch.Tensor, SharedRow | None]:
+    lengths, ids = seen.sum(dim=1), batch["input_ids"][seen]
+    keep, row = predicts[seen].nonzero().squeeze(1), None
+    if parallel is not None:
+        missing = parallel.missing(len(ids))
+        lengths = torch.cat([lengths, lengths.new_tensor([missing] if missing else [])])  # a sequence of its own
+        ids = padded(ids, missing)
+        row = SharedRow(parallel, keep, len(ids))
+        keep = row.places_here
+    packing = Packing.of(lengths, parallel)
+    columns = packing.columns
+    if parallel is not None:
+        ids, columns = parallel.mine(ids), parallel.mine(columns)
+    inputs = {"input_ids": ids.unsqueeze(0), "position_ids": columns.unsqueeze(0)}
     if _has_value_head(module):
-        return module(**inputs, packing=packing, use_cache=False).logits[0][keep]
-    return module(**inputs, packing=packing, logits_to_keep=keep, use_cache=False).logits[0]
+        return module(**inputs, packing=packing, use_cache=False).logits[0][keep], row
+    return module(**inputs, packing=packing, logits_to_keep=keep, use_cache=False).logits[0], row
 
 
 def _forward_padded(
@@ -66,6 +95,6 @@ def _has_value_head(module: torch.nn.Module) -> bool:
     return hasattr(module, "score")
 
 
-def log_probs_of(logits_NV: torch.Tensor, labels_N: torch.Tensor) -> torch.Tensor:
-    """(N,) log-probability of each label, in fp32."""
-    return -F.cross_entropy(logits_NV.float(), labels_N, reduction="none")
+def log_probs_of(logits_nV: torch.Tensor, labels_n: torch.Tensor) -> torch.Tensor:
+    """(n,) log-probability of each label, in fp32."""
+    return -F.cross_entropy(logits_nV.float(), labels_n, reduction="none")

@@ -8,6 +8,8 @@ import logging
 import os
 import socket
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -18,9 +20,11 @@ from ..protocol import DataProto
 from ..trainer.config import PPOConfig
 from ..utils import vllm_env
 from ..utils.checkpoint import write_errors
+from ..utils.errors import ConfigError
 from ..utils.fsdp import build_mesh, move_module, move_optimizer
 from ..utils.memory import MemoryMeter
 from ..utils.tokenizer import get_tokenizer
+from ..utils.ulysses import SequenceParallel, head_problem
 from .config import MAX_SEQUENCES, BatchConfig
 
 logger = logging.getLogger(__name__)
@@ -64,6 +68,7 @@ class FSDPWorker:
         else:
             torch.set_num_threads(threads)
         dist.init_process_group("cpu:gloo,cuda:nccl" if self.on_gpu else "gloo")
+        self.parallel = SequenceParallel.of(self.config.worker.actor.ulysses_size)
         torch.manual_seed(self.config.data.seed)
 
     def init_model(self) -> None:
@@ -81,8 +86,15 @@ class FSDPWorker:
             model.tokenizer, self.config.data.override_chat_template, model.trust_remote_code
         )
         self.hf_config = load_config(model)
+        heads = self.hf_config.get_text_config()
+        if problem := head_problem(
+            worker.actor.ulysses_size, heads.num_attention_heads, heads.num_key_value_heads or heads.num_attention_heads
+        ):
+            raise ConfigError(f"worker.actor.ulysses_size={worker.actor.ulysses_size}: {problem}")
         self.actor = self._build_policy(trained=True)
         self.reference = self._build_policy(trained=False) if self.config.use_reference else None
+        if self.config.algorithm.kl_penalty == "full":
+            self.actor.reference = self.reference
         self.critic = self._build_critic() if self.config.use_critic else None
         held = self.memory.held()
         self._build_rollout()
@@ -131,6 +143,7 @@ class FSDPWorker:
             max_tokens_for_experience=self._tokens(
                 settings.micro_batch_size_per_device_for_experience, settings.dynamic_batching
             ),
+            parallel=self.parallel,
             stepper=self._stepper(settings, module) if trained else None,
         )
         self._offload(actor, settings.offload if trained else ref.offload)
@@ -162,6 +175,7 @@ class FSDPWorker:
             max_tokens_for_experience=self._tokens(
                 settings.micro_batch_size_per_device_for_experience, settings.dynamic_batching
             ),
+            parallel=self.parallel,
             stepper=self._stepper(settings, module),
         )
         self._offload(critic, settings.offload)
@@ -184,6 +198,7 @@ class FSDPWorker:
             max_num_seqs=min(MAX_SEQUENCES, -(-prompts // self.config.rollout_replicas)),
             trust_remote_code=model.trust_remote_code,
             hf_overrides=model.override_config,
+            adapter_rank=model.lora.rank if settings.lora_weights == "adapter" else 0,
         )
         rollout.sleep()
         dtypes = [resolve_dtype(settings.dtype), resolve_dtype(self.config.worker.actor.fsdp.mp_param_dtype)]
@@ -225,6 +240,24 @@ class FSDPWorker:
         """``ref_log_probs`` (B, T) of the reference."""
         return self._scored(self.reference, self.config.worker.ref.offload, data, "ref_log_probs")
 
+    def compute_ref_kl(self, data: DataProto) -> DataProto:
+        """``ref_kl`` (B, T): the exact KL of the current actor to the reference."""
+        with self._reference_beside_actor():
+            self._load(self.actor, self.config.worker.actor.offload)
+            kl_BT = self.actor.compute_reference_kl(data)
+            self._offload(self.actor, self.config.worker.actor.offload)
+        return DataProto.from_dict({"ref_kl": kl_BT})
+
+    @contextmanager
+    def _reference_beside_actor(self) -> Iterator[None]:
+        """The reference on the device where the exact KL needs it while the actor works."""
+        reference, settings = self.actor.reference, self.config.worker.ref.offload
+        if reference is not None:
+            self._load(reference, settings)
+        yield
+        if reference is not None:
+            self._offload(reference, settings)
+
     def _scored(self, role: Any, settings: Any, data: DataProto, key: str) -> DataProto:
         self._load(role, settings)
         log_probs_BT = role.compute_log_prob(data)
@@ -245,7 +278,8 @@ class FSDPWorker:
         self._load(self.actor, settings, optimizer=True)
         # Dropout, if the model has any, follows from step and rank, so a checkpoint needs no random state.
         torch.manual_seed(self.config.data.seed * 1_000_003 + data.meta_info["step"] * 1_009 + self.rank)
-        metrics, log_probs_BT = self.actor.update_policy(data)
+        with self._reference_beside_actor():
+            metrics, log_probs_BT = self.actor.update_policy(data)
         self._offload(self.actor, settings)
         metrics = {f"actor/{name}": value for name, value in metrics.items()} | {
             f"perf/peak_memory_{name}": value for name, value in self._peaks().items()

@@ -3,6 +3,7 @@
 Shapes: B samples of this rank, T response tokens. The algorithms are ``verl.trainer.core_algos``'.
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -11,6 +12,7 @@ from tensordict import TensorDict
 from ...protocol import DataProto
 from ...trainer import core_algos
 from ...trainer.config import PPOConfig
+from ...utils.ulysses import SequenceParallel
 from ..batching import MetricSums, micro_batches
 from ..forward import ResponseOutputs, forward_responses, log_probs_of
 from ..stepper import Stepper
@@ -22,8 +24,13 @@ class DataParallelPPOActor:
     """Works on a sharded causal language model.
 
     Args:
+        parallel: the ranks that work on the same samples.
         stepper: the optimiser's side; None for a reference.
+
+    ``reference`` is another of these, needed for the exact KL only; the worker sets it.
     """
+
+    reference: "DataParallelPPOActor | None" = None
 
     def __init__(
         self,
@@ -32,33 +39,56 @@ class DataParallelPPOActor:
         *,
         device: torch.device,
         max_tokens_for_experience: int | None,
+        parallel: SequenceParallel | None,
         stepper: Stepper | None = None,
     ) -> None:
         self.config, self.module, self.device, self.stepper = config, module, device, stepper
+        self.parallel = parallel
         self.max_tokens_for_experience = max_tokens_for_experience
         compiled = config.worker.actor.use_torch_compile and device.type == "cuda"
         self.log_probs_of = torch.compile(log_probs_of, dynamic=True) if compiled else log_probs_of
 
+    def _outputs(self, batch: TensorDict, temperature: float) -> ResponseOutputs:
+        padding_free = self.config.worker.actor.padding_free
+        outputs = forward_responses(self.module, batch, padding_free=padding_free, parallel=self.parallel)
+        if temperature != 1.0:
+            outputs.logits_nV.div_(temperature)
+        return outputs
+
     def _forward(self, micro: DataProto) -> tuple[torch.Tensor, ResponseOutputs]:
         """(b, T) log-probabilities at the sampling temperature, and the outputs they were taken from."""
-        outputs = forward_responses(self.module, micro.batch, padding_free=self.config.worker.actor.padding_free)
-        if self.config.worker.rollout.temperature != 1.0:
-            outputs.logits_NV.div_(self.config.worker.rollout.temperature)
-        labels_N = micro.batch["responses"][outputs.mask_bT]
-        return outputs.scatter(self.log_probs_of(outputs.logits_NV, labels_N)), outputs
+        outputs = self._outputs(micro.batch, self.config.worker.rollout.temperature)
+        return outputs.scatter(self.log_probs_of(outputs.logits_nV, outputs.pick(micro.batch["responses"]))), outputs
 
     @torch.no_grad()
     def compute_log_prob(self, data: DataProto) -> torch.Tensor:
         """(B, T) log-probability of every response token, zeros in the padding."""
         self.module.eval()
+        return self._by_micro_batch(data, lambda micro: self._forward(micro)[0])
+
+    @torch.no_grad()
+    def compute_reference_kl(self, data: DataProto) -> torch.Tensor:
+        """(B, T) exact KL to the reference before every response token, zeros in the padding."""
+        self.module.eval()
+        return self._by_micro_batch(data, lambda micro: self._exact_kl(micro, self._forward(micro)[1]))
+
+    def _by_micro_batch(self, data: DataProto, function: Callable[[DataProto], torch.Tensor]) -> torch.Tensor:
+        """(B, T) on the CPU, put together from a function's (b, T)."""
         data = data.select(batch_keys=FORWARD_KEYS, non_tensor_batch_keys=[]).to(self.device)
         size = self.config.worker.actor.micro_batch_size_per_device_for_experience
-        log_probs_BT = torch.zeros(data.batch["responses"].shape, device=self.device)
+        values_BT = torch.zeros(data.batch["responses"].shape, device=self.device)
         for micro, rows in zip(
             *micro_batches(data, max_samples=size, max_tokens=self.max_tokens_for_experience), strict=True
         ):
-            log_probs_BT[rows] = self._forward(micro)[0]
-        return log_probs_BT.cpu()
+            values_BT[rows] = function(micro)
+        return values_BT.cpu()
+
+    def _exact_kl(self, micro: DataProto, outputs: ResponseOutputs) -> torch.Tensor:
+        """(b, T) KL of the distributions behind ``outputs`` to the reference's."""
+        self.reference.module.eval()
+        with torch.no_grad():
+            reference = self.reference._outputs(micro.batch, self.config.worker.rollout.temperature)
+        return outputs.scatter(core_algos.exact_kl(outputs.logits_nV, reference.logits_nV))
 
     @torch.no_grad()
     def score_tokens(self, token_ids: list[int]) -> torch.Tensor:
@@ -67,18 +97,16 @@ class DataParallelPPOActor:
         ones = torch.ones_like(ids)
         batch = {"input_ids": ids, "attention_mask": ones, "position_ids": ones.cumsum(1) - 1}
         self.module.eval()
-        outputs = forward_responses(
-            self.module, {**batch, "response_mask": ones[:, 1:]}, padding_free=self.config.worker.actor.padding_free
-        )
-        return log_probs_of(outputs.logits_NV, ids[0, 1:]).cpu()
+        outputs = self._outputs({**batch, "response_mask": ones[:, 1:]}, temperature=1.0)
+        return outputs.scatter(log_probs_of(outputs.logits_nV, outputs.pick(ids[:, 1:])))[0].cpu()
 
     def update_policy(self, data: DataProto) -> tuple[dict[str, float], torch.Tensor]:
         """Train on this rank's share of a batch.
 
         Args:
             data: FORWARD_KEYS and ``advantages`` (B, T); ``old_log_probs`` unless the step is exactly on-policy;
-                ``ref_log_probs`` under a KL loss; ``rollout_log_probs``; ``loss_weights`` (B, T) under replay.
-                ``meta_info["kl_coef"]`` is the KL loss's weight now.
+                ``ref_log_probs`` under a KL loss unless it is exact; ``rollout_log_probs``; ``loss_weights`` (B, T)
+                under replay. ``meta_info["kl_coef"]`` is the KL loss's weight now.
 
         Returns:
             metrics averaged over ranks, and the (B, T) log-probabilities that the first pass saw.
@@ -124,15 +152,18 @@ class DataParallelPPOActor:
         weight = core_algos.loss_weight(mask_bT, settings.loss_avg_mode)
         metrics["pg_loss"] = (loss, weight)
         if self.config.algorithm.use_kl_loss:
-            kl_bT = core_algos.compute_kl(log_probs_bT, batch["ref_log_probs"], self.config.algorithm.kl_penalty)
+            if self.config.algorithm.kl_penalty == "full":
+                kl_bT = self._exact_kl(micro, outputs)
+            else:
+                kl_bT = core_algos.compute_kl(log_probs_bT, batch["ref_log_probs"], self.config.algorithm.kl_penalty)
             kl_loss = core_algos.masked_aggregate(
                 kl_bT, mask_bT, settings.loss_avg_mode, self.config.data.max_response_length
             )
             metrics["kl_loss"] = (kl_loss, weight)
             loss = loss + kl_coef * kl_loss
         with torch.no_grad():
-            entropy = [core_algos.entropy_from_logits(part).sum() for part in outputs.logits_NV.split(2048)]
-            metrics["entropy"] = (sum(entropy), mask_bT.sum())
+            entropy = [core_algos.entropy_from_logits(part).sum() for part in outputs.logits_nV.split(2048)]
+            metrics["entropy"] = (sum(entropy), len(outputs.logits_nV))
         return loss, metrics
 
     def _weights(self, batch: TensorDict, old_log_probs_bT: torch.Tensor) -> torch.Tensor | None:

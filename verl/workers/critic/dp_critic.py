@@ -5,6 +5,7 @@ import torch
 from ...protocol import DataProto
 from ...trainer import core_algos
 from ...trainer.config import PPOConfig
+from ...utils.ulysses import SequenceParallel
 from ..batching import MetricSums, micro_batches
 from ..forward import forward_responses
 from ..stepper import Stepper
@@ -20,14 +21,16 @@ class DataParallelPPOCritic:
         *,
         device: torch.device,
         max_tokens_for_experience: int | None,
+        parallel: SequenceParallel | None,
         stepper: Stepper,
     ) -> None:
         self.config, self.module, self.device, self.stepper = config, module, device, stepper
-        self.max_tokens_for_experience = max_tokens_for_experience
+        self.max_tokens_for_experience, self.parallel = max_tokens_for_experience, parallel
 
     def _values(self, micro: DataProto) -> torch.Tensor:
-        outputs = forward_responses(self.module, micro.batch, padding_free=self.config.worker.critic.padding_free)
-        return outputs.scatter(outputs.logits_NV.squeeze(-1).float())
+        padding_free = self.config.worker.critic.padding_free
+        outputs = forward_responses(self.module, micro.batch, padding_free=padding_free, parallel=self.parallel)
+        return outputs.scatter(outputs.logits_nV.squeeze(-1).float())
 
     @torch.no_grad()
     def compute_values(self, data: DataProto) -> torch.Tensor:
@@ -49,7 +52,7 @@ class DataParallelPPOCritic:
         settings = self.config.worker.critic
         data = data.to(self.device)
         sums = MetricSums()
-        size = settings.global_batch_size * self.config.worker.rollout.n // torch.distributed.get_world_size()
+        size = settings.global_batch_size * self.config.worker.rollout.n // self.config.data_parallel_size
         for _ in range(settings.ppo_epochs):
             for mini in data.split(size):
                 weight = core_algos.loss_weight(mini.batch["response_mask"], settings.loss_avg_mode)

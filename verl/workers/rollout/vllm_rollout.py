@@ -7,14 +7,17 @@ manager's business.
 
 import hashlib
 import os
+import tempfile
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import save_file
 
 from ...protocol import DataProto
 from ...utils import vllm_env
-from ..config import RolloutConfig
+from ..config import ADAPTER_RANKS, RolloutConfig
 
 
 def sample_seed(run_seed: int, step: int, uid: str, number: int) -> int:
@@ -30,6 +33,7 @@ class VLLMRollout:
         model_path: Hugging Face folder; only its configuration and tokenizer are read, the weights come later.
         max_model_len: tokens of the longest sequence.
         max_num_seqs: sequences the engine works on at once.
+        adapter_rank: rank of the LoRA adapters that the engine keeps beside the weights; 0: it takes merged weights.
     """
 
     def __init__(
@@ -44,6 +48,7 @@ class VLLMRollout:
         max_num_seqs: int,
         trust_remote_code: bool,
         hf_overrides: dict[str, Any],
+        adapter_rank: int = 0,
     ) -> None:
         from ...utils.model import resolve_dtype
 
@@ -56,6 +61,10 @@ class VLLMRollout:
             options["gpu_memory_utilization"] = config.gpu_memory_utilization
         if config.enable_chunked_prefill is not None:
             options["enable_chunked_prefill"] = config.enable_chunked_prefill
+        self.takes_adapters, self.adapter = adapter_rank > 0, None
+        if self.takes_adapters:
+            room = next(rank for rank in ADAPTER_RANKS if rank >= adapter_rank)
+            options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": room}
         vllm = vllm_env.load()
         shares_memory = not self.on_gpu and config.tensor_parallel_size > 1
         if shares_memory:
@@ -87,10 +96,31 @@ class VLLMRollout:
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(named_tensors)})
         self.llm.reset_prefix_cache()
 
+    def load_adapter(self, config: Any, tensors: dict[str, torch.Tensor]) -> None:
+        """Replace the engine's adapter.
+
+        Args:
+            config: its peft.LoraConfig.
+            tensors: by PEFT's names. vLLM reads adapters from a folder, so they take the way over one.
+        """
+        from vllm.lora.request import LoRARequest
+
+        if self.adapter is not None:
+            self.llm.llm_engine.remove_lora(self.adapter.lora_int_id)
+        with tempfile.TemporaryDirectory(prefix="adapter-") as folder:
+            config.save_pretrained(folder)
+            save_file(
+                {name: tensor.contiguous() for name, tensor in tensors.items()},
+                Path(folder) / "adapter_model.safetensors",
+            )
+            self.adapter = LoRARequest("policy", 1, folder)
+            self.llm.llm_engine.add_lora(self.adapter)
+        self.llm.reset_prefix_cache()
+
     def sleep(self) -> None:
-        """Give the engine's GPU memory back until ``wake_up``. On CPU there is nothing to give back."""
+        """Give the engine's GPU memory back until ``wake_up``; frozen weights wait in CPU memory. On CPU it is none."""
         if self.on_gpu:
-            self.llm.sleep(level=2)
+            self.llm.sleep(level=1 if self.takes_adapters else 2)
 
     def wake_up(self, tag: str) -> None:
         """Take GPU memory again for ``weights`` or for the ``kv_cache``."""
@@ -102,7 +132,8 @@ class VLLMRollout:
         from vllm import SamplingParams
 
         params = SamplingParams(max_tokens=1, temperature=0.0, prompt_logprobs=0, detokenize=False)
-        [output] = self.llm.generate([{"prompt_token_ids": token_ids}], params, use_tqdm=False)
+        prompt = {"prompt_token_ids": token_ids}
+        [output] = self.llm.generate([prompt], params, use_tqdm=False, lora_request=self.adapter)
         pairs = zip(token_ids[1:], output.prompt_logprobs[1:], strict=True)
         return torch.tensor([step[token].logprob for token, step in pairs])
 
@@ -147,7 +178,8 @@ class VLLMRollout:
                     )
                 )
         show = not self.config.disable_tqdm and os.environ.get("RANK", "0") == "0" and len(requests) > 4096
-        completions = [out.outputs[0] for out in self.llm.generate(requests, params, use_tqdm=show)]
+        outputs = self.llm.generate(requests, params, use_tqdm=show, lora_request=self.adapter)
+        completions = [output.outputs[0] for output in outputs]
         token_ids = [list(completion.token_ids) for completion in completions]
         log_probs = [
             [next(iter(place.values())).logprob for place in completion.logprobs] for completion in completions

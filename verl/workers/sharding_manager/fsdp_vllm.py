@@ -41,6 +41,7 @@ class FSDPVLLMShardingManager:
         vocab_size: int,
     ) -> None:
         self.module, self.rollout, self.score = module, rollout, score
+        self.base_is_there = False
         self.tolerance = TOLERANCE[dtype]
         generator = torch.Generator().manual_seed(0)
         self.tokens = torch.randint(0, vocab_size, (FINGERPRINT_TOKENS,), generator=generator).tolist()
@@ -50,13 +51,23 @@ class FSDPVLLMShardingManager:
         """The engine with the actor's weights in it; asleep again afterwards."""
         expected = self.score(self.tokens)
         self.rollout.wake_up("weights")
-        self.rollout.load_weights(exported_tensors(self.module))
+        self._load()
         self.rollout.wake_up("kv_cache")
         self.verify(expected)
         try:
             yield self.rollout
         finally:
             self.rollout.sleep()
+
+    def _load(self) -> None:
+        """All weights or, where the engine takes adapters, the frozen ones once and the adapters every time."""
+        if not self.rollout.takes_adapters:
+            self.rollout.load_weights(exported_tensors(self.module))
+            return
+        if not self.base_is_there:
+            self.rollout.load_weights(base_tensors(self.module))
+            self.base_is_there = True
+        self.rollout.load_adapter(self.module.peft_config["default"], adapter_tensors(self.module))
 
     def verify(self, expected: torch.Tensor) -> None:
         """Raise StaleWeightsError unless the engine scores the fingerprint as the actor did."""
@@ -84,6 +95,20 @@ def exported_tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tenso
             change = scales[owner] * (parts["lora_B"].float() @ parts["lora_A"].float())
             yield _plain(f"{owner}.weight"), parts["base_layer"] + change.to(parts["base_layer"].dtype)
             parts.clear()
+
+
+@torch.no_grad()
+def base_tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """(Hugging Face name, whole tensor) of every weight under LoRA, without the adapters. A collective."""
+    for name, tensor in full_tensors(module):
+        if ".lora_" not in name:
+            yield _plain(name), tensor
+
+
+@torch.no_grad()
+def adapter_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """PEFT's name, as in its files, to whole tensor of every adapter, on the CPU. A collective."""
+    return {name.replace(".default.", "."): tensor.cpu() for name, tensor in full_tensors(module, ".lora_")}
 
 
 def _adapted(name: str, scales: dict[str, float]) -> tuple[str, str, str]:
