@@ -157,7 +157,8 @@ def test_launcher_does_what_its_name_says(script, world, monkeypatch):
     assert config.worker.actor.optim.lr == float(re.search(r"_lr(\de-\d)", name)[1])
     estimator = "gae" if "_ppo" in name else "reinforce_plus_plus" if "_rpp" in name else "grpo"
     assert config.algorithm.adv_estimator == estimator
-    assert "_abs" in config.worker.reward.reward_function_kwargs["preset"]
+    names_target = "" if script.parent.name == "MUSE" else "_target"
+    assert config.worker.reward.reward_function_kwargs["preset"] == f"forget_two_stage_abs{names_target}"
     assert ("_without_neighbor" in name) == values["data.train_files"].endswith("/rl_rejection_with_fb_target.json")
     assert ("/RS/" in model) == ("run_org" not in name)
     assert ("/RS/" in (reference or model)) == ("_reject_ref_" in name)

@@ -5,11 +5,13 @@ import json
 import pytest
 
 from tests.training_kit import arguments
+from verl.eval.muse.memorization import few_shot_prompt, resolve_style
 from verl.trainer.config import PPOConfig, migrate
 from verl.trainer.data_loader import PromptLoader
 from verl.trainer.inert import inert_settings
 from verl.trainer.main import main
 from verl.trainer.preflight import make_plan
+from verl.utils.chat import encode_prompt
 from verl.utils.config import load
 from verl.utils.dataset import RLHFDataset, read_rows, with_extra_prompt
 from verl.utils.errors import ConfigError, DataError
@@ -191,6 +193,36 @@ def test_prompts_are_padded_left_and_raw_ids_are_the_same_tokens(tiny_model, tmp
     assert not mask[: 64 - len(item["raw_prompt_ids"])].any()
     assert item["position_ids"][mask].tolist() == list(range(int(mask.sum())))
     assert (item["split"], item["ground_truth"][0]) == ("boundary", "<normal>")
+
+
+@pytest.mark.parametrize("has_template", [True, False])
+def test_rows_by_mode_are_asked_as_the_muse_evaluation_asks(tiny_model, tmp_path, has_template):
+    shots = [{"question": "Who waits?", "answer": "The cat"}]
+    rows = [
+        {"prompt": "Who flew?", "solution": ["<normal>", "A bird"], "mode": "qa"},
+        {"prompt": "It was a dark night", "solution": ["<normal>", "and cold"], "mode": "completion"},
+    ]
+    (tmp_path / "modes.json").write_text(json.dumps(rows))
+    tokenizer = get_tokenizer(str(tiny_model))
+    if not has_template:
+        tokenizer.chat_template = None
+    data = RLHFDataset(str(tmp_path / "modes.json"), tokenizer, answer_key="solution", mode="mode", shots=shots)
+    asked = few_shot_prompt(tokenizer, shots, "Who flew?", resolve_style(tokenizer, None))
+    assert data[0]["raw_prompt_ids"] == asked
+    assert data[1]["raw_prompt_ids"] == encode_prompt(tokenizer, "It was a dark night")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (["data.icl_type=train"], "icl_type=train: acts on rows that are questions by mode; set data.mode=mode"),
+        (["data.mode=mode"], "row 0: mode=None: must be qa or completion"),
+        (["data.mode=mode", "data.icl_type=forget"], "there is no .*knowmem/forget_qa_icl.json"),
+    ],
+)
+def test_modes_that_cannot_be(tiny_model, tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        config(tiny_model, tmp_path, *changes)
 
 
 def test_over_long_prompts_are_left_out_or_an_error_never_cut(tiny_model, tmp_path):

@@ -66,6 +66,12 @@ class DataConfig:
     extra_prompt: str | None = None
     """text in front of the training prompts: of all, or of worker.rollout.noise_rollout samples of each group. What the
     engine sees the trainer sees too"""
+    mode: str | None = None
+    """column that says how a row is put, for models asked as MUSE asks: ``completion``, the text as it is, or ``qa``,
+    a question behind the examples of icl_type; null: every row is just its prompt"""
+    icl_type: Literal["forget", "retain", "train"] | None = None
+    """examples in front of every ``qa`` row: knowmem/<icl_type>_qa_icl.json beside the training file; null: none. The
+    RULE release chose them by the row's label, which gives the right reaction away"""
     override_chat_template: str | None = None
     """jinja chat template instead of the tokenizer's: a path ending in .jinja, or the text itself"""
     shuffle: bool = True
@@ -77,8 +83,16 @@ class DataConfig:
     filter_overlong_prompts_workers: int = 16
     """processes that measure prompts, used from 20,000 rows on"""
 
+    @property
+    def icl_file(self) -> Path | None:
+        """Where the examples of ``icl_type`` are."""
+        first = self.train_files if isinstance(self.train_files, str) else self.train_files[0]
+        return Path(first).parent / "knowmem" / f"{self.icl_type}_qa_icl.json" if self.icl_type else None
+
     def problems(self) -> list[str]:
         found = positive(self, "max_prompt_length", "max_response_length", "rollout_batch_size")
+        if self.icl_type and not self.mode:
+            found.append(f"icl_type={self.icl_type}: acts on rows that are questions by mode; set data.mode=mode")
         if not self.train_files:
             found.append("train_files='': is required; give the path of a JSON or parquet file")
         if self.image_dir is not None:

@@ -92,7 +92,7 @@ def run(config: PPOConfig) -> int:
 
 def read_datasets(config: PPOConfig, tokenizer: Any) -> tuple[Any, Any, Any]:
     """Training prompts; their twins with ``data.extra_prompt`` in front, or None; validation prompts, or None."""
-    from ..utils.dataset import RLHFDataset, with_extra_prompt
+    from ..utils.dataset import RLHFDataset, read_rows, with_extra_prompt
 
     data, noisy = config.data, None
     options: dict[str, Any] = {
@@ -100,6 +100,8 @@ def read_datasets(config: PPOConfig, tokenizer: Any) -> tuple[Any, Any, Any]:
         "answer_key": data.answer_key,
         "max_prompt_length": data.max_prompt_length,
         "format_prompt": data.format_prompt,
+        "mode": data.mode,
+        "shots": read_rows(str(data.icl_file)) if data.icl_file else [],
         "filter_overlong_prompts": data.filter_overlong_prompts,
         "filter_overlong_prompts_workers": data.filter_overlong_prompts_workers,
     }

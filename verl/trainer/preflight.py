@@ -41,12 +41,14 @@ def _data_problems(config: "PPOConfig") -> list[str]:
         except DataError as error:
             found.append(f"data.{key}: {error}")
             continue
-        found += row_problems(rows, data.prompt_key, data.answer_key, f"data.{key}={sources}")
+        found += row_problems(rows, data.prompt_key, data.answer_key, f"data.{key}={sources}", data.mode)
         if key == "train_files" and len(rows) < data.rollout_batch_size:
             found.append(
                 f"data.rollout_batch_size={data.rollout_batch_size}: there are only {len(rows)} training rows; "
                 f"set at most {len(rows)}"
             )
+    if data.icl_file and not data.icl_file.is_file():
+        found.append(f"data.icl_type={data.icl_type}: there is no {data.icl_file}; give it, or set data.icl_type=null")
     return found
 
 

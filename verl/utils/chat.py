@@ -1,8 +1,26 @@
 """Turns prompts into token ids. Training, rollout and evaluation all come through here, so they see the same text."""
 
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 Prompt = str | list[dict[str, str]]
+
+
+def few_shot(shots: Sequence[Mapping[str, str]], question: str, *, as_chat: bool) -> Prompt:
+    """A question behind worked examples, as MUSE asks: one text in its "Question:/Answer:" form, or earlier exchanges.
+
+    Args:
+        shots: each with ``question`` and ``answer``.
+    """
+    if as_chat:
+        turns = [
+            {"role": role, "content": shot[key]}
+            for shot in shots
+            for role, key in (("user", "question"), ("assistant", "answer"))
+        ]
+        return [*turns, {"role": "user", "content": question}]
+    asked = [f"Question: {shot['question']}\nAnswer: {shot['answer']}\n\n" for shot in shots]
+    return "".join(asked) + f"Question: {question}\nAnswer:"
 
 
 def encode_prompt(tokenizer: Any, prompt: Prompt, system: str | None = None) -> list[int]:

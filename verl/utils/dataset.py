@@ -7,6 +7,7 @@ shuffling are ``verl.trainer.data_loader``'s.
 
 import json
 import logging
+from collections.abc import Sequence
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ import jinja2
 import numpy as np
 import torch
 
-from .chat import encode_prompt
+from .chat import Prompt, encode_prompt, few_shot
 from .errors import DataError, bullet_list
 from .tokenizer import read_template
 
 logger = logging.getLogger(__name__)
 
 SPLIT_OF_TAG = {"<reject>": "forget", "<normal>": "boundary"}
+MODES = ("qa", "completion")
 MANY_ROWS = 20_000
 MAX_LISTED = 10
 
@@ -86,11 +88,15 @@ def _read_hub(name: str, split: str) -> list[Row]:
         raise DataError(f"{name}@{split}: is neither a file here nor a dataset on the hub: {error}") from error
 
 
-def row_problems(rows: list[Row], prompt_key: str, answer_key: str, source: str) -> list[str]:
-    """What is wrong with the rows, a line each: missing columns, empty prompts, unknown tags, images."""
+def row_problems(
+    rows: list[Row], prompt_key: str, answer_key: str, source: str, mode_key: str | None = None
+) -> list[str]:
+    """What is wrong with the rows, a line each: missing columns, empty prompts, unknown tags and modes, images."""
     found = []
     for number, row in enumerate(rows):
         problem = _row_problem(row, prompt_key, answer_key)
+        if problem is None and mode_key:
+            problem = _mode_problem(row.get(mode_key), row[prompt_key], mode_key)
         if problem:
             found.append(f"{source}, row {number}: {problem}")
     if len(found) > MAX_LISTED:
@@ -118,6 +124,14 @@ def _row_problem(row: Row, prompt_key: str, answer_key: str) -> str | None:
     return None
 
 
+def _mode_problem(mode: Any, prompt: Prompt, mode_key: str) -> str | None:
+    if mode not in MODES:
+        return f"{mode_key}={mode!r}: must be qa or completion; correct it, or set data.mode=null"
+    if mode == "qa" and not isinstance(prompt, str):
+        return f"{mode_key}=qa: its prompt must be the text of a question, not a list of messages"
+    return None
+
+
 def split_of(row: Row, answer_key: str) -> str:
     """``forget`` or ``boundary`` by the row's tag, else what its ``split`` column says, else an empty string."""
     solution = row[answer_key]
@@ -136,6 +150,7 @@ class RLHFDataset:
     Args:
         data_path: what ``read_rows`` takes.
         format_prompt: jinja template with ``{{ content }}``: text, or a path ending in ``.jinja``.
+        mode: column that is ``qa`` or ``completion``; a ``qa`` row is asked behind ``shots``, as MUSE asks.
         filter_overlong_prompts: leave out prompts that are too long; otherwise one raises DataError.
     """
 
@@ -147,23 +162,32 @@ class RLHFDataset:
         answer_key: str = "answer",
         max_prompt_length: int = 1024,
         format_prompt: str | None = None,
+        mode: str | None = None,
+        shots: Sequence[Row] = (),
         filter_overlong_prompts: bool = True,
         filter_overlong_prompts_workers: int = 16,
     ) -> None:
         self.rows = read_rows(data_path)
         source = data_path if isinstance(data_path, str) else ", ".join(data_path)
-        problems = row_problems(self.rows, prompt_key, answer_key, source)
+        problems = row_problems(self.rows, prompt_key, answer_key, source, mode)
         if problems:
             raise DataError(bullet_list(f"rows of {source} cannot be used:", problems))
         self.tokenizer = tokenizer
         self.prompt_key, self.answer_key = prompt_key, answer_key
         self.max_prompt_length = max_prompt_length
         self.template = jinja2.Template(read_template(format_prompt).strip()) if format_prompt else None
-        self.prompts = [self._prompt(row[prompt_key]) for row in self.rows]
+        self.mode, self.shots = mode, shots
+        self.prompts = [self._prompt(row) for row in self.rows]
         self.token_ids = self._encode_all(filter_overlong_prompts_workers)
         self.kept = self._keep(source, filter_overlong_prompts)
 
-    def _prompt(self, prompt: Any) -> Any:
+    def _prompt(self, row: Row) -> Prompt:
+        prompt = self._formatted(row[self.prompt_key])
+        if self.mode is None or row[self.mode] == "completion":
+            return prompt
+        return few_shot(self.shots, prompt, as_chat=bool(self.tokenizer.chat_template))
+
+    def _formatted(self, prompt: Prompt) -> Prompt:
         if self.template is None:
             return prompt
         if isinstance(prompt, str):

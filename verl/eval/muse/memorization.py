@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from verl.utils.chat import encode_prompt
+from verl.utils.chat import encode_prompt, few_shot
 
 from ..generation import Generator
 from ..probes import read_rows
@@ -71,19 +71,9 @@ def resolve_style(tokenizer: Any, style: PromptStyle | None) -> PromptStyle:
 
 
 def few_shot_prompt(tokenizer: Any, shots: Sequence[Row], question: str, style: PromptStyle) -> list[int]:
-    """Token ids of the shots with their answers and the question with its answer open.
-
-    ``raw``: one text in MUSE's "Question:/Answer:" form. ``chat``: every shot is an earlier exchange.
-    """
-    if style == "raw":
-        asked = [f"Question: {shot['question']}\nAnswer: {shot['answer']}\n\n" for shot in shots]
-        return encode_raw(tokenizer, "".join(asked) + f"Question: {question}\nAnswer:")
-    turns = [
-        {"role": role, "content": shot[key]}
-        for shot in shots
-        for role, key in (("user", "question"), ("assistant", "answer"))
-    ]
-    return encode_prompt(tokenizer, [*turns, {"role": "user", "content": question}])
+    """Token ids of the shots with their answers and the question with its answer open (``chat.few_shot``)."""
+    prompt = few_shot(shots, question, as_chat=style == "chat")
+    return encode_prompt(tokenizer, prompt) if style == "chat" else encode_raw(tokenizer, prompt)
 
 
 def _answered(row: Row, response: str) -> Row:
