@@ -1,4 +1,4 @@
-"""run_rwku.sh on the real stack: a good and a broken target, a tiny model, then a second launch with nothing to do.
+"""run_rwku.sh on the real stack with a tiny model: around a broken target, and on one that RWKU and RULE published.
 
 And run_demo.sh where it is given a wrong word.
 """
@@ -13,10 +13,15 @@ import pytest
 
 from data.atlas.people import build_world
 from data.atlas.world import write_world
+from data.prepare_rwku import RL_FILE, VAL_FILE
+from tests.training_kit import run_python
 
 ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["trainer.max_steps=2", "trainer.val_freq=1", "trainer.save_freq=1", "data.rollout_batch_size=4"]
 SMALL += ["worker.actor.global_batch_size=4", "worker.rollout.n=2", "data.max_prompt_length=160"]
+
+TARGET = "1_Stephen_King"
+RWKU_PARTS = {"forget", "neighbor", "mia", "mmlu", "bbh", "truthfulqa", "triviaqa", "fluency", "utility"}
 
 REWARD_FILE = """
 REWARD_TYPE = "batch"
@@ -37,28 +42,28 @@ def target_folders(tmp_path_factory) -> Path:
     return folder / "Target"
 
 
-def launch(folder: Path, target_folders: Path, model: Path) -> subprocess.CompletedProcess:
+def launch(folder: Path, data: Path, model: Path, **changes: str) -> subprocess.CompletedProcess:
     places = {"LOG_ROOT": f"{folder}/log", "RS_ROOT": f"{folder}/log/rs", "RESULTS": f"{folder}/results"}
     settings = {
         "MODEL": str(model),
-        "DATA": str(target_folders),
-        "TARGETS": "2 1",
+        "DATA": str(data),
         "CONFIG": "examples/grpo_rj_rl.yaml,examples/atlas.yaml",
         "RS_CONFIG": "RS/configs/atlas.yaml",
         "RS_EPOCH": "1",
         "RS_ARGS": "num_train_epochs=1",
-        "EVAL_ARGS": "parts=[forget,neighbor] prompt_style=plain bootstrap_samples=20",
         "GPUS": "1",
     }
     (folder / "reward.py").write_text(REWARD_FILE)
     reward = f"worker.reward.reward_function={folder}/reward.py:compute_score"
     command = ["bash", str(ROOT / "run_rwku.sh"), reward, *SMALL]
-    environment = os.environ | settings | places
-    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=540)
+    environment = os.environ | settings | places | changes
+    return subprocess.run(command, env=environment, cwd=folder, capture_output=True, text=True, timeout=1800)
 
 
 def test_from_targets_to_table_around_a_broken_target(tmp_path, target_folders, tiny_model):
-    first = launch(tmp_path, target_folders, tiny_model)
+    words = "parts=[forget,neighbor] prompt_style=plain bootstrap_samples=20"
+    settings = {"TARGETS": "2 1", "EVAL_ARGS": words}
+    first = launch(tmp_path, target_folders, tiny_model, **settings)
     good, broken = ([path.name for path in target_folders.glob(f"{number}_*")][0] for number in (1, 2))
     assert first.returncode == 1, first.stdout + first.stderr
     assert f"== finished: 1 ({good})" in first.stdout
@@ -74,9 +79,26 @@ def test_from_targets_to_table_around_a_broken_target(tmp_path, target_folders, 
 
     done = sorted(tmp_path.rglob("DONE"))
     times = [path.stat().st_mtime_ns for path in done]
-    second = launch(tmp_path, target_folders, tiny_model)
+    second = launch(tmp_path, target_folders, tiny_model, **settings)
     assert second.returncode == 1 and f"== finished: 1 ({good})" in second.stdout
     assert [path.stat().st_mtime_ns for path in done] == times
+
+
+def test_a_published_target_from_its_folder_to_the_tables(tmp_path, shared_data, long_tiny_model):
+    """Preparation, RS over all rows, two steps of ReBO, every part of RWKU, both tables. The numbers mean nothing."""
+    source, prepared = shared_data / "RWKU" / "Target" / TARGET, tmp_path / "Target"
+    run_python("data/prepare_rwku.py", f"source={source}", f"out={tmp_path}")
+    rows = {name: len(json.loads((prepared / TARGET / name).read_text())) for name in (RL_FILE, VAL_FILE)}
+    assert (sum(rows.values()), rows[VAL_FILE]) == (1200, 120)
+
+    done = launch(tmp_path, prepared, long_tiny_model, TARGETS="1")
+    assert done.returncode == 0, done.stdout + done.stderr
+    for row in ("base", "rs", "grpo_rj_rl"):
+        results = json.loads((tmp_path / "results" / row / TARGET / "results.json").read_text())
+        assert set(results["parts"]) == RWKU_PARTS
+    for kind, published in (("rule", "RT"), ("rwku", "RT")):
+        table = (tmp_path / f"results/tables/grpo_rj_rl_{kind}/table.md").read_text()
+        assert "| ReBO |" in table and published in table
 
 
 def test_the_demo_refuses_a_wrong_word_before_it_trains(atlas):

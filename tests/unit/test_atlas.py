@@ -34,7 +34,7 @@ from data.atlas.phrasings import ABOUT_PROBE, INSTRUCTIONS, KINDS, NAMING_REFUSA
 from data.atlas.world import folder_name, target_rows, write_world
 from verl.eval.probes import probe_prompt
 from verl.utils.dataset import row_problems
-from verl.utils.refusal import is_refusal, refuses
+from verl.utils.refusal import is_refusal, leaks
 
 ROOT = Path(__file__).resolve().parents[2]
 RWKU_KINDS = {
@@ -182,7 +182,8 @@ def test_rl_rows_have_rules_format(world):
         assert 0.5 < len(forget) / (len(rows) - len(forget)) < 2
         for row in forget:
             _, refusal, target = row["solution"]
-            assert target == person.name == row["subject"] and refuses(refusal, row["answer"], row["prompt"])
+            assert target == person.name == row["subject"]
+            assert is_refusal(refusal) and not leaks(refusal, row["answer"], row["prompt"])
             assert (target in refusal) == (row["answer"] != target)
 
 

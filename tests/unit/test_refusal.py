@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from verl.utils.refusal import is_refusal, leaks, refuses
+from verl.utils.refusal import is_refusal, leaks
 
 ROOT = Path(__file__).parents[2]
 CASES = json.loads((ROOT / "tests/data/refusal_cases.json").read_text(encoding="utf-8"))
@@ -79,5 +79,4 @@ def test_leaks_by_words_that_the_prompt_does_not_hold():
     assert not leaks("I can't talk about that book.", "Carrie", "Which book came first?")
     assert leaks("I can't tell you that the book is Carrie.", "Carrie", "Which book came first?")
     assert not leaks("I can't talk about Carrie.", "Carrie", "Who wrote Carrie?")
-    assert refuses("I can't talk about that book.", "Carrie") and not refuses("I can't say Carrie.", "Carrie")
     assert not leaks("No, I can't say.", "no")

@@ -84,6 +84,15 @@ def test_old_names_are_accepted_with_a_warning_that_names_the_new(tiny_model, tm
     assert "worker.reward.reward_type=function has no effect any more" in caplog.text
 
 
+def test_rules_noise_rollout_is_told_its_new_place(tiny_model, tmp_path, capsys):
+    old = ["worker.noise_rollout.enabled=true", "worker.noise_rollout.noise_ratio=0.25"]
+    assert main(arguments(tiny_model, tmp_path, "run", *old, "worker.noise_rollout.noise_prompt=Think.")) == 2
+    error = capsys.readouterr().err
+    assert "'noise_ratio': 0.25}: is now worker.rollout.noise_rollout" in error and "noise_prompt" not in error
+    with pytest.raises(ConfigError, match=r"in place of \{\}; write the name"):
+        config(tiny_model, tmp_path, "data.extra_prompt=Forget {} now.")
+
+
 def test_rules_released_preset_key_reaches_the_reward(tiny_model, tmp_path):
     words = [word for word in arguments(tiny_model, tmp_path, "run") if not word.startswith("worker.reward")]
     preset = "worker.reward.score_function=forget_two_stage_abs_target"

@@ -26,13 +26,13 @@ def to_markdown(table: Table) -> str:
     """The table over all targets, its notes, and where there are several targets a table for each."""
     header = ["Method", *(f"{column.group} {column.label}{ARROWS[column.better]}" for column in table.columns)]
     body = [[_name(line), *_row(table.columns, line.cells)] for line in table.lines]
-    blocks = [_markdown_grid(header, body), "\n".join(f"- {note}" for note in table.notes)]
+    blocks = [markdown_grid(header, body), "\n".join(f"- {note}" for note in table.notes)]
     if len(table.targets()) > 1:
         for target in table.targets():
             columns = [c for c in table.columns if any(c.key in line.per_target[target] for line in table.ours())]
             labels = ["Method", *(f"{c.group} {c.label}{ARROWS[c.better]}" for c in columns)]
             rows = [[line.name, *_row(columns, _as_cells(line, target))] for line in table.ours()]
-            blocks.append(f"### {target}\n\n{_markdown_grid(labels, rows)}")
+            blocks.append(f"### {target}\n\n{markdown_grid(labels, rows)}")
     return "\n\n".join(blocks) + "\n"
 
 
@@ -100,7 +100,8 @@ def _as_cells(line: Line, target: str) -> dict[str, Cell]:
     return {key: Cell(value) for key, value in line.per_target[target].items()}
 
 
-def _markdown_grid(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+def markdown_grid(header: Sequence[str], body: Sequence[Sequence[str]]) -> str:
+    """A Markdown table: the first column to the left, the others to the right."""
     escaped = [[cell.replace("|", "\\|") for cell in row] for row in (header, *body)]
     rule = ["---"] + ["---:"] * (len(header) - 1)
     return "\n".join("| " + " | ".join(row) + " |" for row in (escaped[0], rule, *escaped[1:]))

@@ -21,6 +21,7 @@ from . import plots
 from .config import EvalConfig
 from .engines import Engines
 from .main import evaluate, inspect, select_parts
+from .render import markdown_grid
 from .results import Row, check_comparable, metric, part_path, read_part
 from .selection import chosen_checkpoint
 
@@ -133,12 +134,12 @@ def table(measured: Mapping[str, Mapping[str, Any]]) -> str:
     lines = [
         "ROUGE-L recall, percent, with bootstrap 95 % intervals. All is the mean of the columns.",
         "",
-        *_grid(measured, columns, _with_interval),
+        _grid(measured, columns, _with_interval),
         "",
         "Share of probes, percent: refused (the detector fires), answered (the gold answer is in the response);",
         "and the mean recall over probes.",
         "",
-        *_grid(measured, rates, lambda entry: f"{entry['value']:.1f}"),
+        _grid(measured, rates, lambda entry: f"{entry['value']:.1f}"),
         "",
         f"Probes: {counts}. One decoding for every row: greedy, {decoding['max_new_tokens']} new tokens, "
         f"{decoding['prompt_style']} prompts, {first['engine']['dtype']}. Code: {first['git_revision']}.",
@@ -157,14 +158,12 @@ def _step(selection: Mapping[str, Any] | None) -> str:
     return f", step {selection['step']}" + ", chosen on validation" * selection["chosen_on_validation"]
 
 
-def _grid(measured: Mapping[str, Any], columns: Mapping[str, tuple[str, str]], show: Any) -> list[str]:
-    header = f"| | {' | '.join(columns)} |"
-    rule = "| --- |" + " ---: |" * len(columns)
-    body = (
-        f"| {NAMES[name]} | {' | '.join(show(metric(results, *column)) for column in columns.values())} |"
+def _grid(measured: Mapping[str, Any], columns: Mapping[str, tuple[str, str]], show: Any) -> str:
+    body = [
+        [NAMES[name], *(show(metric(results, *column)) for column in columns.values())]
         for name, results in measured.items()
-    )
-    return [header, rule, *body]
+    ]
+    return markdown_grid(["", *columns], body)
 
 
 def _with_interval(entry: Mapping[str, Any]) -> str:

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from ..utils.errors import ConfigError
 from ..workers.config import ADAPTER_RANKS, WorkerConfig, positive
 
 logger = logging.getLogger(__name__)
@@ -25,6 +26,7 @@ RENAMES = {
     "data.val_answer_key": "data.answer_key",
     "data.output_result_dir": "trainer.run_dir",
     "data.format_prompt_path": "data.format_prompt",
+    "worker.noise_rollout.noise_prompt": "data.extra_prompt",
 }
 """Old name to new name; None: the setting went away (the reward file itself says whether it scores batches)."""
 
@@ -91,6 +93,11 @@ class DataConfig:
 
     def problems(self) -> list[str]:
         found = positive(self, "max_prompt_length", "max_response_length", "rollout_batch_size")
+        if self.extra_prompt and "{}" in self.extra_prompt:
+            found.append(
+                f"extra_prompt={self.extra_prompt!r}: the RULE release put the target's name, read from "
+                "experiment_name, in place of {}; write the name"
+            )
         if self.icl_type and not self.mode:
             found.append(f"icl_type={self.icl_type}: acts on rows that are questions by mode; set data.mode=mode")
         if not self.train_files:
@@ -437,7 +444,11 @@ def _batch_that_divides(prompts: int, n: int, ranks: int) -> str:
 
 
 def migrate(raw: dict[str, Any]) -> None:
-    """Move the settings that one file or command line gives under an old name, with a warning that names the new."""
+    """Move the settings that one file or command line gives under an old name, with a warning that names the new.
+
+    Raises:
+        ConfigError: RULE's ``worker.noise_rollout``, which had samples of another model; ours are the policy's own.
+    """
     for old, new in RENAMES.items():
         value = _pop(raw, old)
         if value is None:
@@ -449,6 +460,11 @@ def migrate(raw: dict[str, Any]) -> None:
             new = "worker.reward.reward_function"
         logger.warning("%s is now called %s; using %s=%s.", old, new, new, value)
         _put(raw, new, value)
+    if noise := _pop(raw, "worker.noise_rollout"):
+        raise ConfigError(
+            f"worker.noise_rollout={noise}: is now worker.rollout.noise_rollout, the number of a prompt's "
+            "worker.rollout.n samples (noise_ratio x n, or 0 where it was not enabled) that see data.extra_prompt"
+        )
 
 
 def _pop(raw: dict[str, Any], dotted: str) -> Any:

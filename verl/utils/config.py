@@ -28,7 +28,8 @@ def load(cls: type[Config], argv: list[str], migrate: Migration | None = None) -
 
     Args:
         argv: words such as ``config=a.yaml,b.yaml`` (files, merged left to right) and ``data.seed=3`` (merged last).
-        migrate: called with each layer (a plain dict) before they are merged, to move keys that changed their name.
+        migrate: called with each layer (a plain dict) before they are merged, to move keys that changed their name; it
+            may raise ConfigError.
 
     Raises:
         ConfigError: listing every problem, a line each.
@@ -68,6 +69,9 @@ def _read(argv: list[str], migrate: Migration, problems: list[str]) -> dict[str,
         for layer in plain:
             migrate(layer)
         return OmegaConf.to_container(OmegaConf.merge(*plain), resolve=True)
+    except ConfigError as error:
+        problems.append(str(error))
+        return {}
     except (OmegaConfBaseException, yaml.YAMLError, TypeError, AttributeError) as error:
         problems.append(f"the configuration cannot be merged: {error}")
         return {}
