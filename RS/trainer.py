@@ -24,9 +24,10 @@ from RS.utils.data import Example
 from verl.utils.checkpoint.files import PARTIAL, staging_dir, write_errors
 from verl.utils.config import to_dict
 from verl.utils.fsdp import clip_grad_norm
+from verl.utils.log_probs import log_probs_and_entropy
 from verl.utils.logger import Tracker
 from verl.workers.checkpointing import save_hf_folder
-from verl.workers.forward import ResponseOutputs, forward_responses, log_probs_of
+from verl.workers.forward import ResponseOutputs, forward_responses
 
 logger = logging.getLogger(__name__)
 
@@ -167,7 +168,7 @@ class RSTrainer:
         """(b, T) log-probability of every response token, zeros in the padding."""
         batch = collate(sequences, self.tokenizer.pad_token_id, self.device)
         outputs = self._forward(self.module, batch)
-        return outputs.scatter(log_probs_of(outputs.logits_nV, outputs.pick(batch["responses"])))
+        return outputs.scatter(log_probs_and_entropy(outputs.logits_nV, outputs.pick(batch["responses"]))[0])
 
     def _forward(self, module: torch.nn.Module, batch: dict[str, torch.Tensor]) -> ResponseOutputs:
         return forward_responses(module, batch, padding_free=self.config.padding_free)

@@ -21,7 +21,7 @@ SMALL = ["trainer.max_steps=2", "trainer.val_freq=1", "trainer.save_freq=1", "da
 SMALL += ["worker.actor.global_batch_size=4", "worker.rollout.n=2", "data.max_prompt_length=160"]
 
 TARGET = "1_Stephen_King"
-RWKU_PARTS = {"forget", "neighbor", "mia", "mmlu", "bbh", "truthfulqa", "triviaqa", "fluency", "utility"}
+RWKU_PARTS = {"forget", "neighbor", "mia", "mmlu", "bbh", "truthfulqa", "triviaqa", "fluency"}
 
 REWARD_FILE = """
 REWARD_TYPE = "batch"

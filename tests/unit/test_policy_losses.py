@@ -233,13 +233,6 @@ def test_value_loss_by_hand():
     assert seq.item() == pytest.approx(0.5 * (1.0 + 2.25) / 2)
 
 
-def test_entropy():
-    logits = torch.tensor([[[0.0, 0.0, 0.0, 0.0], [0.0, -1e9, -1e9, -1e9], [math.log(3), 0.0, -1e9, -1e9]]])
-    expected = [math.log(4), 0.0, -(0.75 * math.log(0.75) + 0.25 * math.log(0.25))]
-    assert ca.entropy_from_logits(logits)[0].tolist() == pytest.approx(expected, abs=1e-6)
-    assert ca.entropy_from_logits(logits.bfloat16()).dtype == torch.float32
-
-
 # ---- rollout against trainer ----------------------------------------------------------------------------------------
 def test_rollout_weights_by_hand():
     old = torch.tensor([[LOG2, -LOG2, 3.0], [LOG2, 0.0, float("nan")]])

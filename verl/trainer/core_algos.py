@@ -374,12 +374,6 @@ def value_loss(
     }
 
 
-def entropy_from_logits(logits_BTV: torch.Tensor) -> torch.Tensor:
-    """Entropy in nats of each position's distribution, (B, T), in float32."""
-    log_probs_BTV = logits_BTV.float().log_softmax(-1)
-    return -(log_probs_BTV.exp() * log_probs_BTV).sum(-1)
-
-
 # ---- rollout against trainer ----------------------------------------------------------------------------------------
 @torch.no_grad()
 def rollout_weights(

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..utils.flops import ModelShape
+from ..utils.log_probs import ELEMENTS
 from ..utils.memory import GIB
 from .step_time import Hardware, Work, phase_seconds, role_name
 
@@ -363,10 +364,13 @@ class _Estimator:
         parts = self._resident(name)
         parts["gathered"] += role.gathered
         parts["activations"] = forward_activations(role.shape, micro.tokens, role.compute)
-        # Logits, their fp32 copy if they are not fp32, and the log-softmax.
-        each = 8 if role.compute == 4 else role.compute + 8
-        parts["logits"] = 0 if name == "critic" else micro.responses * role.shape.vocab * each
+        parts["logits"] = 0 if name == "critic" else self._logits(micro, role, copies=1)
         return parts
+
+    def _logits(self, micro: Micro, role: Role, *, copies: int) -> int:
+        """The logits of a micro-batch (and their gradient), and three numbers in fp32 for each of those in work."""
+        numbers = micro.responses * role.shape.vocab
+        return copies * numbers * role.compute + 12 * min(numbers, ELEMENTS["cuda" if self.on_gpu else "cpu"])
 
     def _update(self, name: str) -> Parts:
         """The fullest of four moments: at the head, in the last layer, at the embedding, in the optimiser."""
@@ -374,8 +378,7 @@ class _Estimator:
         base = self._resident(name, updating=True) | {"gradients": role.gradients}
         saved = saved_activations(role, micro.tokens, on_gpu=self.on_gpu)
         working = working_activations(role, micro.tokens, on_gpu=self.on_gpu)
-        # log_softmax and two gradients, in fp32 (the logits themselves are gone by then).
-        logits = 0 if name == "critic" else 12 * micro.responses * role.shape.vocab
+        logits = 0 if name == "critic" else self._logits(micro, role, copies=2)
         beside = 0  # the reference as it runs within the update
         if name == "actor" and self.config.use_reference and not self.config.reference_pass:
             reference = self.roles["ref"]

@@ -36,8 +36,12 @@ def compute_kl(log_probs: torch.Tensor, ref_log_probs: torch.Tensor, kl_penalty:
     raise ValueError(f"unknown kl_penalty {kl_penalty!r}")
 
 
-def exact_kl(logits_NV: torch.Tensor, ref_logits_NV: torch.Tensor, rows: int = 2048) -> torch.Tensor:
-    """(N,) KL(policy || reference) over the whole vocabulary, float32. Only `rows` rows at a time are held in fp32."""
+def exact_kl(logits_NV: torch.Tensor, ref_logits_NV: torch.Tensor, elements: int = 2**24) -> torch.Tensor:
+    """(N,) KL(policy || reference) over the whole vocabulary, float32.
+
+    No more than `elements` numbers of either side are in float32 at a time; the backward pass works them out again.
+    """
+    rows = max(1, elements // logits_NV.shape[-1])
 
     def part(logits: torch.Tensor, ref_logits: torch.Tensor) -> torch.Tensor:
         return compute_kl(logits.float().log_softmax(-1), ref_logits.float().log_softmax(-1), "full")

@@ -7,7 +7,6 @@ rank (N without sequence parallelism), V vocabulary.
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from tensordict import TensorDict
 
 from ..utils.attention import Packing
@@ -93,8 +92,3 @@ def _forward_padded(
 
 def _has_value_head(module: torch.nn.Module) -> bool:
     return hasattr(module, "score")
-
-
-def log_probs_of(logits_nV: torch.Tensor, labels_n: torch.Tensor) -> torch.Tensor:
-    """(n,) log-probability of each label, in fp32."""
-    return -F.cross_entropy(logits_nV.float(), labels_n, reduction="none")

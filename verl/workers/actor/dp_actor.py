@@ -12,9 +12,10 @@ from tensordict import TensorDict
 from ...protocol import DataProto
 from ...trainer import core_algos
 from ...trainer.config import PPOConfig
+from ...utils.log_probs import log_probs_and_entropy
 from ...utils.ulysses import SequenceParallel
 from ..batching import MetricSums, micro_batches
-from ..forward import ResponseOutputs, forward_responses, log_probs_of
+from ..forward import ResponseOutputs, forward_responses
 from ..stepper import Stepper
 
 FORWARD_KEYS = ["input_ids", "attention_mask", "position_ids", "response_mask", "responses"]
@@ -45,8 +46,7 @@ class DataParallelPPOActor:
         self.config, self.module, self.device, self.stepper = config, module, device, stepper
         self.parallel = parallel
         self.max_tokens_for_experience = max_tokens_for_experience
-        compiled = config.worker.actor.use_torch_compile and device.type == "cuda"
-        self.log_probs_of = torch.compile(log_probs_of, dynamic=True) if compiled else log_probs_of
+        self.compiled = config.worker.actor.use_torch_compile and device.type == "cuda"
 
     def _outputs(self, batch: TensorDict, temperature: float) -> ResponseOutputs:
         padding_free = self.config.worker.actor.padding_free
@@ -55,10 +55,12 @@ class DataParallelPPOActor:
             outputs.logits_nV.div_(temperature)
         return outputs
 
-    def _forward(self, micro: DataProto) -> tuple[torch.Tensor, ResponseOutputs]:
-        """(b, T) log-probabilities at the sampling temperature, and the outputs they were taken from."""
+    def _forward(self, micro: DataProto) -> tuple[torch.Tensor, torch.Tensor, ResponseOutputs]:
+        """(b, T) log-probabilities at the sampling temperature, this rank's (n,) entropies, and where they are from."""
         outputs = self._outputs(micro.batch, self.config.worker.rollout.temperature)
-        return outputs.scatter(self.log_probs_of(outputs.logits_nV, outputs.pick(micro.batch["responses"]))), outputs
+        labels_n = outputs.pick(micro.batch["responses"])
+        log_probs_n, entropy_n = log_probs_and_entropy(outputs.logits_nV, labels_n, compiled=self.compiled)
+        return outputs.scatter(log_probs_n), entropy_n, outputs
 
     @torch.no_grad()
     def compute_log_prob(self, data: DataProto) -> torch.Tensor:
@@ -70,7 +72,7 @@ class DataParallelPPOActor:
     def compute_reference_kl(self, data: DataProto) -> torch.Tensor:
         """(B, T) exact KL to the reference before every response token, zeros in the padding."""
         self.module.eval()
-        return self._by_micro_batch(data, lambda micro: self._exact_kl(micro, self._forward(micro)[1]))
+        return self._by_micro_batch(data, lambda micro: self._exact_kl(micro, self._forward(micro)[2]))
 
     def _by_micro_batch(self, data: DataProto, function: Callable[[DataProto], torch.Tensor]) -> torch.Tensor:
         """(B, T) on the CPU, put together from a function's (b, T)."""
@@ -98,7 +100,7 @@ class DataParallelPPOActor:
         batch = {"input_ids": ids, "attention_mask": ones, "position_ids": ones.cumsum(1) - 1}
         self.module.eval()
         outputs = self._outputs({**batch, "response_mask": ones[:, 1:]}, temperature=1.0)
-        return outputs.scatter(log_probs_of(outputs.logits_nV, outputs.pick(ids[:, 1:])))[0].cpu()
+        return outputs.scatter(log_probs_and_entropy(outputs.logits_nV, outputs.pick(ids[:, 1:]))[0])[0].cpu()
 
     def update_policy(self, data: DataProto) -> tuple[dict[str, float], torch.Tensor]:
         """Train on this rank's share of a batch.
@@ -128,7 +130,7 @@ class DataParallelPPOActor:
         """Sum of the policy loss (and KL loss) over a micro-batch; its log-probabilities are noted in ``seen_BT``."""
         settings, batch = self.config.worker.actor, micro.batch
         mask_bT = batch["response_mask"]
-        log_probs_bT, outputs = self._forward(micro)
+        log_probs_bT, entropy_n, outputs = self._forward(micro)
         seen_BT[batch["row"]] = log_probs_bT.detach()
         old_log_probs_bT = batch.get("old_log_probs", log_probs_bT.detach())
         average = {
@@ -161,9 +163,7 @@ class DataParallelPPOActor:
             )
             metrics["kl_loss"] = (kl_loss, weight)
             loss = loss + kl_coef * kl_loss
-        with torch.no_grad():
-            entropy = [core_algos.entropy_from_logits(part).sum() for part in outputs.logits_nV.split(2048)]
-            metrics["entropy"] = (sum(entropy), len(outputs.logits_nV))
+        metrics["entropy"] = (entropy_n.sum(), len(entropy_n))
         return loss, metrics
 
     def _weights(self, batch: TensorDict, old_log_probs_bT: torch.Tensor) -> torch.Tensor | None:
