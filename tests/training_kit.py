@@ -99,9 +99,9 @@ def run_python(*words: str, code: int = 0, timeout: float = 300, **variables: st
     return done
 
 
-def run_cli(argv: list[str], *, code: int = 0, timeout: float = 300) -> str:
-    """Run the trainer's command line; returns its output."""
-    done = run_python("-m", "verl.trainer.main", *argv, code=code, timeout=timeout)
+def run_cli(argv: list[str], *, code: int = 0, timeout: float = 300, **variables: str) -> str:
+    """Run the trainer's command line, with more environment variables; returns its output."""
+    done = run_python("-m", "verl.trainer.main", *argv, code=code, timeout=timeout, **variables)
     return done.stdout + done.stderr
 
 

@@ -23,6 +23,18 @@ def two_ranks(folder, tiny_model):
     return folder / "two"
 
 
+@pytest.fixture
+def two_machines():
+    """The address of a Ray cluster of two nodes, which Ray takes for two machines."""
+    from ray.cluster_utils import Cluster
+
+    small = {"object_store_memory": 200 * 2**20, "include_dashboard": False}
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **small})
+    cluster.add_node(num_cpus=2, object_store_memory=200 * 2**20)
+    yield cluster.address
+    cluster.shutdown()
+
+
 def close(first, second, tolerance):
     assert len(first) == len(second)
     for one, other in zip(first, second, strict=True):
@@ -64,3 +76,9 @@ def test_one_rank_samples_and_learns_the_same(two_ranks, ray_session, folder, ti
 def test_an_engine_over_two_ranks_samples_and_learns_the_same(two_ranks, ray_session, folder, tiny_model):
     train(*arguments(tiny_model, folder, "tp", *VALIDATING, "worker.rollout.tensor_parallel_size=2"))
     close(metrics_of(folder / "tp"), metrics_of(two_ranks), 1e-3)
+
+
+def test_a_rank_on_each_of_two_machines_learns_the_same(two_machines, two_ranks, folder, tiny_model):
+    spread = ("trainer.nnodes=2", "trainer.n_gpus_per_node=1")
+    run_cli(arguments(tiny_model, folder, "machines", *VALIDATING, *spread), RAY_ADDRESS=two_machines)
+    close(metrics_of(folder / "machines"), metrics_of(two_ranks), 1e-4)

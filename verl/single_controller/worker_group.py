@@ -27,14 +27,15 @@ class WorkerGroup:
     def __init__(
         self, worker_class: type, *arguments: Any, nnodes: int, ranks_per_node: int, with_gpus: bool, config: Any
     ) -> None:
-        self.groups = place_ranks(nnodes, ranks_per_node, with_gpus=with_gpus)
+        self.group = place_ranks(nnodes, ranks_per_node, with_gpus=with_gpus)
         remote = ray.remote(num_cpus=1, num_gpus=1 if with_gpus else 0, max_concurrency=1)(worker_class)
         self.workers = [
             remote.options(
-                scheduling_strategy=PlacementGroupSchedulingStrategy(group, placement_group_bundle_index=bundle)
-            ).remote(config, node * ranks_per_node + bundle, *arguments)
-            for node, group in enumerate(self.groups)
-            for bundle in range(ranks_per_node)
+                scheduling_strategy=PlacementGroupSchedulingStrategy(
+                    self.group, placement_group_bundle_index=rank // ranks_per_node
+                )
+            ).remote(config, rank, *arguments)
+            for rank in range(nnodes * ranks_per_node)
         ]
         threads = max(1, (os.cpu_count() or 1) // ranks_per_node)
         self.all("connect", self._get([self.workers[0].address.remote()], "address")[0], threads)
@@ -79,8 +80,7 @@ class WorkerGroup:
             raise WorkerError(f"rank {rank} died in {method}: {error}") from error
 
     def shutdown(self) -> None:
-        """End the processes at once, and give their places back."""
+        """End the processes at once, and give their place back."""
         for worker in self.workers:
             ray.kill(worker)  # Asked to leave, a rank takes its libraries down first: ten seconds on busy cores.
-        for group in self.groups:
-            ray.util.remove_placement_group(group)
+        ray.util.remove_placement_group(self.group)

@@ -4,6 +4,7 @@ Shapes: n tokens, V vocabulary, r rows at a time.
 """
 
 from collections.abc import Callable, Iterator
+from functools import cache
 from typing import Any
 
 import torch
@@ -33,7 +34,7 @@ class _LogProbs(torch.autograd.Function):
         log_probs_n, entropy_n, lse_n = (
             torch.empty(len(labels_n), dtype=torch.float32, device=logits_nV.device) for _ in range(3)
         )
-        run = _function(_rows_forward, compiled)
+        run = _compiled(_rows_forward) if compiled else _rows_forward
         for rows in _rows(logits_nV):
             log_probs_n[rows], entropy_n[rows], lse_n[rows] = run(logits_nV[rows], labels_n[rows])
         ctx.save_for_backward(logits_nV, labels_n, lse_n)
@@ -45,7 +46,7 @@ class _LogProbs(torch.autograd.Function):
     def backward(ctx: Any, gradient_n: torch.Tensor, _: Any) -> tuple[torch.Tensor, None, None]:
         logits_nV, labels_n, lse_n = ctx.saved_tensors
         gradient_nV = torch.empty_like(logits_nV)
-        run = _function(_rows_backward, ctx.compiled)
+        run = _compiled(_rows_backward) if ctx.compiled else _rows_backward
         for rows in _rows(logits_nV):
             gradient_nV[rows] = run(logits_nV[rows], labels_n[rows], lse_n[rows], gradient_n[rows])
         return gradient_nV, None, None
@@ -74,12 +75,6 @@ def _rows(logits_nV: torch.Tensor) -> Iterator[slice]:
     return (slice(start, start + step) for start in range(0, tokens, step))
 
 
-_compiled: dict[Callable, Callable] = {}
-
-
-def _function(plain: Callable, compiled: bool) -> Callable:
-    if not compiled:
-        return plain
-    if plain not in _compiled:
-        _compiled[plain] = torch.compile(plain, dynamic=True)
-    return _compiled[plain]
+@cache
+def _compiled(plain: Callable) -> Callable:
+    return torch.compile(plain, dynamic=True)

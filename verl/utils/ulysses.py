@@ -10,7 +10,6 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-import torch.nn.functional as F
 
 
 @dataclass(frozen=True)
@@ -124,8 +123,3 @@ def head_problem(size: int, heads: int, key_value_heads: int) -> str | None:
         return None
     good = next(u for u in range(size - 1, 0, -1) if head_problem(u, heads, key_value_heads) is None)
     return f"cannot share the model's {heads} heads ({key_value_heads} of keys and values); for example {good}"
-
-
-def padded(row: torch.Tensor, missing: int) -> torch.Tensor:
-    """(T,) with zeros behind it."""
-    return F.pad(row, (0, missing))

@@ -7,10 +7,11 @@ rank (N without sequence parallelism), V vocabulary.
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from tensordict import TensorDict
 
 from ..utils.attention import Packing
-from ..utils.ulysses import SequenceParallel, SharedRow, padded
+from ..utils.ulysses import SequenceParallel, SharedRow
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ def _forward_packed(
     if parallel is not None:
         missing = parallel.missing(len(ids))
         lengths = torch.cat([lengths, lengths.new_tensor([missing] if missing else [])])  # a sequence of its own
-        ids = padded(ids, missing)
+        ids = F.pad(ids, (0, missing))
         row = SharedRow(parallel, keep, len(ids))
         keep = row.places_here
     packing = Packing.of(lengths, parallel)
