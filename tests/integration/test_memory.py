@@ -48,7 +48,7 @@ def test_atlas_needs_what_dry_run_printed_on_every_rank(ray_session, capsys, tmp
     check(predicted, least)
 
 
-def test_a_model_of_100m_parameters_needs_what_dry_run_printed(ray_session, capsys, tmp_path):
+def test_a_model_of_100m_parameters_needs_what_dry_run_printed_on_every_rank(ray_session, capsys, tmp_path):
     model, parameters = save_model(
         tmp_path / "model",
         vocab_size=16384,
@@ -60,7 +60,8 @@ def test_a_model_of_100m_parameters_needs_what_dry_run_printed(ray_session, caps
         initializer_range=0.02,
     )
     assert 0.95e8 < parameters < 1.05e8
-    changes = ("trainer.n_gpus_per_node=1", "data.max_prompt_length=20", "data.rollout_batch_size=4")
+    changes = ("trainer.n_gpus_per_node=2", "data.max_prompt_length=20", "data.rollout_batch_size=4")
     changes += ("worker.actor.global_batch_size=4", "trainer.max_steps=2")
-    predicted, most, _ = predicted_and_measured(model, tmp_path, capsys, *changes)
+    predicted, most, least = predicted_and_measured(model, tmp_path, capsys, *changes)
     check(predicted, most)
+    check(predicted, least)

@@ -25,7 +25,7 @@ def build_mesh(device_type: str, fsdp_size: int) -> DeviceMesh:
 
 
 def shard(module: torch.nn.Module, config: FSDPConfig, mesh: DeviceMesh, param_dtype: torch.dtype) -> None:
-    """Shard every transformer layer, then what is left, in place."""
+    """Shard every transformer layer, embedding and head, then what is left, in place."""
     options: dict[str, Any] = {
         "mesh": mesh,
         "reshard_after_forward": config.enable_full_shard,
@@ -34,10 +34,18 @@ def shard(module: torch.nn.Module, config: FSDPConfig, mesh: DeviceMesh, param_d
     if config.enable_cpu_offload and mesh.device_type != "cpu":
         options["offload_policy"] = CPUOffloadPolicy()
     layers = set(getattr(module, "_no_split_modules", None) or ())
-    for part in module.modules():
-        if type(part).__name__ in layers:
-            fully_shard(part, **options)
+    for part in [*(part for part in module.modules() if type(part).__name__ in layers), *_ends(module)]:
+        fully_shard(part, **options)
     fully_shard(module, **options)
+
+
+def _ends(module: torch.nn.Module) -> list[torch.nn.Module]:
+    """Embedding and head, each needed at one end of a pass only; none where they share a weight."""
+    model = module.get_base_model() if hasattr(module, "get_base_model") else module  # inside LoRA
+    embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+    if head is None:
+        return [embedding]
+    return [] if model.config.get_text_config().tie_word_embeddings else [embedding, head]
 
 
 def load_full_state(
