@@ -6,6 +6,7 @@ hold the weights is FSDP's business and does not change.
 """
 
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -98,7 +99,7 @@ class SharedRow:
     tokens: int
     """T"""
 
-    @property
+    @cached_property  # it waits for the device
     def here(self) -> slice:
         """Which of the N are this rank's."""
         length = self.tokens // self.parallel.size
