@@ -53,6 +53,12 @@ LOSSES = {
     "gspo": [f"{ACTOR}.loss_type=gspo", f"{ACTOR}.loss_avg_mode=seq"],
     "exact KL": ["algorithm.kl_penalty=full", "worker.ref.model.model_path=OTHER"],
 }
+CRITIC = [
+    "algorithm.adv_estimator=gae",
+    "worker.critic.global_batch_size=8",
+    "worker.critic.fsdp.mp_param_dtype=fp32",
+    "worker.critic.optim.lr=1e-30",
+]
 PROMPT, RESPONSE, ROWS = 12, 8, 8
 
 
@@ -68,7 +74,7 @@ def batch() -> DataProto:
     for row, (prompt, response) in enumerate(zip(prompts.tolist(), responses.tolist(), strict=True)):
         attention[row, PROMPT - prompt : PROMPT + response] = 1
     ids = draw(8, 300, ROWS, PROMPT + RESPONSE) * attention
-    noise = torch.rand(4, ROWS, RESPONSE, generator=generator)
+    noise = torch.rand(6, ROWS, RESPONSE, generator=generator)
     return DataProto.from_dict(
         {
             "input_ids": ids,
@@ -80,6 +86,8 @@ def batch() -> DataProto:
             "ref_log_probs": -6 + noise[1],
             "rollout_log_probs": -6 + noise[2],
             "advantages": noise[3] - 0.5,
+            "values": noise[4],
+            "returns": noise[5],
         },
         meta_info={"kl_coef": 0.01, "step": 1},
     )
@@ -98,11 +106,17 @@ def update_all(rank: int, world: int, port: int, cases: dict, model: str, folder
         worker.on_gpu, worker.device, worker.memory = False, torch.device("cpu"), MemoryMeter(on_gpu=False)
         sharing = worker.config.worker.actor.ulysses_size
         worker.parallel = SequenceParallel.of(sharing)
+        part = batch().chunk(world // sharing)[rank // sharing]
+        if name.startswith("critic"):
+            worker.critic = worker._build_critic()
+            with torch.no_grad():
+                worker.critic.module.score.weight.fill_(0.1)  # zero at first, which lets no gradient through
+            results[name] = worker.update_critic(part)
+            continue
         worker.actor = worker._build_policy(trained=True)
-        if "exact" in name:
+        if name.startswith("exact"):
             worker.actor.reference = worker._build_policy(trained=False)
         worker.memory.start(0)
-        part = batch().chunk(world // sharing)[rank // sharing]
         results[name] = worker.update_actor(part).meta_info["metrics"]
     if rank == 0:
         (folder / f"world_{world}.json").write_text(json.dumps(results))
@@ -137,18 +151,33 @@ def results(tiny_model, tmp_path_factory):
             for loss, words in LOSSES.items()
             for cut, changes in {"whole": WHOLE, **cuts}.items()
         }
+        cases |= {
+            f"critic/{cut}": [*CRITIC, *changes, *(word.replace(ACTOR, "worker.critic") for word in changes)]
+            for cut, changes in {"whole": WHOLE, **cuts}.items()
+        }
         found[world] = run_world(world, cases, tiny_model, folder)
     return found
 
 
-@pytest.mark.parametrize(
+however_cut = pytest.mark.parametrize(
     ("world", "cut"), [*itertools.product((1, 2), ("whole", *CUTS)), *itertools.product((2,), SHARED)]
 )
+
+
+@however_cut
 @pytest.mark.parametrize("loss", LOSSES)
 def test_an_update_is_the_same_however_the_batch_is_cut(results, loss, cut, world):
     expected, got = results[1][f"{loss}/whole"], results[world][f"{loss}/{cut}"]
     assert expected["actor/grad_norm"] > 1e-3
     for key in ("actor/pg_loss", "actor/kl_loss", "actor/grad_norm", "actor/entropy"):
+        assert got[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-9), key
+
+
+@however_cut
+def test_so_is_the_critics(results, cut, world):
+    expected, got = results[1]["critic/whole"], results[world][f"critic/{cut}"]
+    assert expected["critic/grad_norm"] > 1e-3
+    for key in ("critic/vf_loss", "critic/vpred_mean", "critic/grad_norm"):
         assert got[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-9), key
 
 
