@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from verl.trainer.config import PPOConfig, migrate
-from verl.trainer.estimate import describe, estimate, layer_activations, micro_batch
+from verl.trainer.estimate import describe, estimate, micro_batch
+from verl.trainer.model_memory import layer_activations
 from verl.trainer.step_time import Hardware
 from verl.utils.config import load
 from verl.utils.flops import ModelShape

@@ -234,6 +234,18 @@ def test_modes_that_cannot_be(tiny_model, tmp_path, changes, message):
         config(tiny_model, tmp_path, *changes)
 
 
+def test_examples_that_are_none_are_named(tiny_model, tmp_path):
+    words = arguments(tiny_model, tmp_path, "run", "data.mode=mode", "data.icl_type=forget")
+    (tmp_path / "knowmem").mkdir()
+    (tmp_path / "knowmem" / "forget_qa_icl.json").write_text(
+        '[{"question": "Who?", "answer": "He"}, {"question": "?"}]'
+    )
+    with pytest.raises(ConfigError, match="row 1: must have the texts question and answer; it has question"):
+        load(PPOConfig, words, migrate)
+    with pytest.raises(ConfigError, match="train_files"):
+        load(PPOConfig, [*words, "data.train_files=[]"], migrate)
+
+
 def test_over_long_prompts_are_left_out_or_an_error_never_cut(tiny_model, tmp_path):
     lengths = [len(item["raw_prompt_ids"]) for item in map(dataset(tiny_model, tmp_path).__getitem__, range(24))]
     limit = sorted(lengths)[12]

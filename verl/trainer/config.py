@@ -1,7 +1,7 @@
 """Settings of a run: sections ``data``, ``algorithm``, ``worker``, ``trainer``, with EasyR1's names and meanings.
 
 The old names that EasyR1 and the RULE release used are in RENAMES. What can only be judged across sections is in
-``PPOConfig.problems``; what needs the files themselves is in ``verl.trainer.preflight``.
+``verl.trainer.cross_checks``; what needs the files themselves is in ``verl.trainer.preflight``.
 """
 
 import logging
@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ..utils.errors import ConfigError
-from ..workers.config import ADAPTER_RANKS, WorkerConfig, positive
+from ..workers.config import WorkerConfig, positive
 
 logger = logging.getLogger(__name__)
 
@@ -88,8 +88,10 @@ class DataConfig:
     @property
     def icl_file(self) -> Path | None:
         """Where the examples of ``icl_type`` are."""
+        if not (self.icl_type and self.train_files):
+            return None
         first = self.train_files if isinstance(self.train_files, str) else self.train_files[0]
-        return Path(first).parent / "knowmem" / f"{self.icl_type}_qa_icl.json" if self.icl_type else None
+        return Path(first).parent / "knowmem" / f"{self.icl_type}_qa_icl.json"
 
     def problems(self) -> list[str]:
         found = positive(self, "max_prompt_length", "max_response_length", "rollout_batch_size")
@@ -321,126 +323,10 @@ class PPOConfig:
         return self.worker.rollout.val_override_config.get(key, getattr(self.worker.rollout, key))
 
     def problems(self) -> list[str]:
+        from .cross_checks import cross_problems
         from .preflight import file_problems
 
-        sections = [self._batch_problems(), self._rollout_problems(), self._model_problems(), file_problems(self)]
-        return [problem for section in sections for problem in section]
-
-    def _batch_problems(self) -> list[str]:
-        found = []
-        if problems := self._sharing_problems():
-            return problems
-        prompts, n, ranks = self.data.rollout_batch_size, self.worker.rollout.n, self.data_parallel_size
-        for role in ("actor", "critic") if self.use_critic else ("actor",):
-            mini = getattr(self.worker, role).global_batch_size
-            if mini > 0 and prompts % mini:
-                found.append(
-                    f"worker.{role}.global_batch_size={mini}: must divide data.rollout_batch_size={prompts}; "
-                    f"for example {_largest_divisor(prompts, mini)}"
-                )
-            if ranks > 0 and mini * n % ranks:
-                found.append(
-                    f"worker.{role}.global_batch_size={mini}: times worker.rollout.n={n} must divide over "
-                    f"{ranks} ranks; {_batch_that_divides(prompts, n, ranks)}"
-                )
-        return found + self._replay_problems()
-
-    def _sharing_problems(self) -> list[str]:
-        """Of the ranks that share samples, without which the shares of a batch cannot be counted."""
-        size, ranks, found = self.worker.actor.ulysses_size, self.trainer.world_size, []
-        if size < 1 or ranks % size:
-            found.append(
-                f"worker.actor.ulysses_size={size}: must divide the {ranks} ranks (trainer.nnodes x "
-                f"trainer.n_gpus_per_node); for example {_largest_divisor(ranks, max(1, size))}"
-            )
-        if self.use_critic and self.worker.critic.ulysses_size != size:
-            found.append(
-                f"worker.critic.ulysses_size={self.worker.critic.ulysses_size}: actor and critic get the same shares "
-                f"of a batch; set {size}"
-            )
-        return found
-
-    def _replay_problems(self) -> list[str]:
-        ratio, prompts = self.algorithm.replay.ratio, self.data.rollout_batch_size
-        groups = round(ratio * prompts)
-        if not ratio:
-            return []
-        if self.use_critic or self.algorithm.adv_estimator == "remax":
-            return [f"algorithm.replay.ratio={ratio}: {self.algorithm.adv_estimator} cannot replay stored advantages"]
-        mini, world = self.worker.actor.global_batch_size, self.data_parallel_size
-        even = prompts % mini == 0 and groups % (prompts // mini) == 0
-        if groups and even and groups // (prompts // mini) * self.worker.rollout.n % world == 0:
-            return []
-        return [
-            f"algorithm.replay.ratio={ratio}: gives {groups} groups for {prompts} prompts, which must be at least 1 "
-            f"and divide over the mini-batches and the {world} ranks; for example 1.0"
-        ]
-
-    def _rollout_problems(self) -> list[str]:
-        found, rollout, ranks = [], self.worker.rollout, self.trainer.world_size
-        if rollout.tensor_parallel_size > 0 and ranks % rollout.tensor_parallel_size:
-            found.append(
-                f"worker.rollout.tensor_parallel_size={rollout.tensor_parallel_size}: must divide the {ranks} ranks "
-                f"(trainer.nnodes x trainer.n_gpus_per_node); for example {_largest_divisor(ranks, 2)}"
-            )
-        if self.algorithm.adv_estimator in ("grpo", "grpo_passk", "rloo") and rollout.n < 2:
-            found.append(
-                f"worker.rollout.n={rollout.n}: {self.algorithm.adv_estimator} compares samples; set at least 2"
-            )
-        if rollout.noise_rollout and not self.data.extra_prompt:
-            found.append(
-                f"worker.rollout.noise_rollout={rollout.noise_rollout}: needs data.extra_prompt, the text that these "
-                "samples see; give it or set 0"
-            )
-        if self.algorithm.rollout_is != "off" and (rollout.top_p < 1 or rollout.top_k != -1):
-            found.append(
-                f"algorithm.rollout_is={self.algorithm.rollout_is}: top_p={rollout.top_p}, top_k={rollout.top_k} "
-                "renormalise the engine's log-probabilities; set top_p=1 and top_k=-1, or rollout_is=off"
-            )
-        need = self.data.max_prompt_length + self.data.max_response_length
-        if rollout.max_model_len is not None and rollout.max_model_len < need:
-            found.append(
-                f"worker.rollout.max_model_len={rollout.max_model_len}: must hold max_prompt_length + "
-                f"max_response_length = {need}; set {need} or null"
-            )
-        if rollout.enable_chunked_prefill is False and rollout.max_num_batched_tokens < need:
-            found.append(
-                f"worker.rollout.max_num_batched_tokens={rollout.max_num_batched_tokens}: must hold one sequence of "
-                f"{need} tokens; raise it or set worker.rollout.enable_chunked_prefill=true"
-            )
-        return found
-
-    def _model_problems(self) -> list[str]:
-        found, model = [], self.worker.actor.model
-        if not model.model_path:
-            found.append("worker.actor.model.model_path: is required; give a Hugging Face folder or hub id")
-        if self.use_critic and not (self.worker.critic.model.model_path or model.model_path):
-            found.append("worker.critic.model.model_path: is required for adv_estimator=gae")
-        if self.worker.rollout.lora_weights == "adapter" and model.lora.rank > ADAPTER_RANKS[-1]:
-            found.append(
-                f"worker.rollout.lora_weights=adapter: vLLM takes ranks up to {ADAPTER_RANKS[-1]}, and "
-                f"worker.actor.model.lora.rank={model.lora.rank}; set merged"
-            )
-        size = self.worker.actor.fsdp.fsdp_size
-        if size != -1 and (size < 1 or self.trainer.world_size % size):
-            found.append(
-                f"worker.actor.fsdp.fsdp_size={size}: must divide the {self.trainer.world_size} ranks, or be -1 for all"
-            )
-        if self.trainer.save_model_only and self.trainer.load_checkpoint_path:
-            found.append("trainer.load_checkpoint_path: a run that writes save_model_only=true cannot be resumed")
-        return found
-
-
-def _largest_divisor(number: int, at_most: int) -> int:
-    return next((d for d in range(min(at_most, number), 0, -1) if number % d == 0), 1)
-
-
-def _batch_that_divides(prompts: int, n: int, ranks: int) -> str:
-    """A mini-batch that divides the prompts and, times n, the ranks, in words."""
-    fitting = [d for d in range(1, prompts + 1) if prompts % d == 0 and d * n % ranks == 0]
-    if fitting:
-        return f"for example {fitting[-1]}"
-    return f"none does with data.rollout_batch_size={prompts}; for example make it {ranks * max(1, prompts // ranks)}"
+        return cross_problems(self) + file_problems(self)
 
 
 def migrate(raw: dict[str, Any]) -> None:

@@ -2,9 +2,7 @@
 
 Counted from the configuration and the models' ``config.json`` alone. What is counted, and what a measured peak is, is
 written down in docs/architecture.md. Left out: the batch itself, NCCL's and CUDA's own buffers, fragmentation.
-
-Letters in the formulas: h hidden, f intermediate, Q width of all query heads, V vocabulary, N response tokens of a
-micro-batch, c bytes of a number in the arithmetic's type.
+One model's share is ``model_memory``'s, time is ``step_time``'s.
 """
 
 import json
@@ -17,13 +15,20 @@ from typing import TYPE_CHECKING, Any
 from ..utils.flops import ModelShape
 from ..utils.log_probs import ELEMENTS
 from ..utils.memory import GIB
+from .model_memory import (
+    Role,
+    bytes_of,
+    forward_activations,
+    role_of,
+    saved_activations,
+    working_activations,
+)
 from .step_time import Hardware, Work, phase_seconds, role_name
 
 if TYPE_CHECKING:
-    from ..workers.config import BatchConfig, Dtype, FSDPConfig, LoraConfig, OffloadConfig
+    from ..workers.config import BatchConfig
     from .config import PPOConfig
 
-BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 CPU_RUNTIME = int(0.1 * GIB)
 """What a process on the CPU grows by beside its tensors: modules that vLLM imports late, buffers of gloo and of the
 engine. Measured: 105 MiB with the model of 3.5 million parameters."""
@@ -38,153 +43,6 @@ layers (gathered, copied out, their gradients, the reduction). Measured: 1.2 to 
 PASSING = ("activations", "logits")
 PASSING_WEIGHTS = ("gathered", "gradients", "unsharded gradients")
 CHARACTERS_PER_TOKEN = 4
-
-
-@dataclass(frozen=True)
-class Role:
-    """One sharded model on one rank. Everything is in bytes unless it says otherwise."""
-
-    shape: ModelShape
-    ranks: int
-    """ranks that share one copy of the weights"""
-    parameters: int
-    trained: int
-    """parameters that have gradients"""
-    keep: int
-    compute: int
-    reduce: int
-    bf16_moments: bool
-    full_shard: bool
-    checkpointing: bool
-    weights_away: bool
-    """weights lie in CPU memory while another phase runs"""
-    optimizer_away: bool
-    on_host: bool
-    """weights, gradients and optimiser state always lie in CPU memory"""
-
-    @property
-    def weights(self) -> int:
-        return 0 if self.on_host else self.parameters * self.keep // self.ranks
-
-    @property
-    def gradients(self) -> int:
-        return 0 if self.on_host else self.trained * self.keep // self.ranks
-
-    @property
-    def optimizer(self) -> int:
-        """AdamW: two moments in the weights' type. BF16AdamW: two moments and the compensation, two bytes each."""
-        each = 3 * 2 if self.bf16_moments else 2 * self.keep
-        return 0 if self.on_host else self.trained * each // self.ranks
-
-    @property
-    def layer(self) -> int:
-        return self.shape.layer_parameters * self.compute
-
-    @property
-    def outer(self) -> int:
-        """Embedding and head."""
-        return self.shape.outer_parameters * self.compute
-
-    @property
-    def end(self) -> int:
-        """One of them; where they share a weight it is one unit, which stays gathered for a whole pass."""
-        return self.outer if self.shape.tied else self.outer // 2
-
-    @property
-    def flat(self) -> int:
-        """Buffers that FSDP2 gathers a layer into before it copies it out; the next layer's is on its way."""
-        return 2 * self.layer if self.ranks > 1 else 0
-
-    @property
-    def gathered(self) -> int:
-        """Gathered weights during a forward pass."""
-        if not self.full_shard:
-            return self.outer + self.shape.layers * self.layer
-        if self.shape.tied:
-            return self.outer + self.layer + self.flat
-        return max(self.layer + self.flat, self.end * (2 if self.ranks > 1 else 1))
-
-    @property
-    def left_gathered(self) -> int:
-        """What a pass without gradients leaves behind where FSDP does not shard again after it."""
-        return 0 if self.full_shard else self.shape.layers * self.layer + self.outer
-
-
-def role_of(
-    shape: ModelShape,
-    fsdp: "FSDPConfig",
-    offload: "OffloadConfig",
-    world: int,
-    *,
-    batch: "BatchConfig | None",
-    lora: "LoraConfig | None" = None,
-    hardware: Hardware,
-    heads: int = 1,
-) -> Role:
-    """A model's role from its settings; ``batch`` is None for a reference, which is not trained."""
-    bf16 = batch is not None and batch.optim.strategy == "adamw_bf16"
-    compute = _bytes(fsdp.mp_param_dtype)
-    kept = fsdp.torch_dtype or ("bf16" if bf16 else "fp32" if batch else fsdp.mp_param_dtype)
-    adapters = shape.lora_parameters(lora.rank) if lora and lora.rank else 0
-    parameters = shape.parameters + adapters - (0 if heads else shape.vocab * shape.hidden * (not shape.tied))
-    gpu = hardware.memory is not None
-    return Role(
-        shape=shape,
-        ranks=world if fsdp.fsdp_size == -1 else fsdp.fsdp_size,
-        parameters=parameters,
-        trained=0 if batch is None else adapters or parameters,
-        keep=_bytes(kept),
-        compute=compute,
-        reduce=BYTES[fsdp.mp_reduce_dtype],
-        bf16_moments=bf16,
-        full_shard=fsdp.enable_full_shard,
-        checkpointing=batch is not None and batch.model.enable_gradient_checkpointing,
-        weights_away=gpu and offload.offload_params,
-        optimizer_away=gpu and offload.offload_optimizer,
-        on_host=gpu and fsdp.enable_cpu_offload,
-    )
-
-
-def _bytes(dtype: "Dtype") -> int:
-    if dtype == "auto":
-        from ..utils.model import resolve_dtype
-
-        return resolve_dtype(dtype).itemsize
-    return BYTES[dtype]
-
-
-# ---- activations --------------------------------------------------------------------------------------------------
-def layer_activations(shape: ModelShape, c: int, *, on_gpu: bool) -> int:
-    """Bytes of a token that one layer keeps for its backward pass.
-
-    Both norms keep their input (in fp32), the normalised value and their output; attention its query, key and value
-    (on the CPU repeated for every head), its output and, on the CPU, a copy of that without padding; the MLP gate, up,
-    the activation and their product.
-    """
-    norms = 2 * shape.hidden * (4 + 2 * c)
-    wide = 2 * shape.query + 2 * shape.key_value if on_gpu else 5 * shape.query
-    return norms + wide * c + 4 * shape.heads + 4 * shape.intermediate * c
-
-
-def saved_activations(role: Role, tokens: int, *, on_gpu: bool) -> int:
-    """What a forward pass keeps: every layer's activations or, with checkpointing, every layer's input."""
-    layers, c = role.shape.layers, role.compute
-    if role.checkpointing:
-        return tokens * layers * role.shape.hidden * c
-    return tokens * layers * layer_activations(role.shape, c, on_gpu=on_gpu)
-
-
-def working_activations(role: Role, tokens: int, *, on_gpu: bool) -> int:
-    """What the layer in the backward pass needs besides: gradients and, with checkpointing, its own activations."""
-    shape, c = role.shape, role.compute
-    gradients = tokens * c * (3 * shape.intermediate + 2 * shape.hidden)
-    again = tokens * layer_activations(shape, c, on_gpu=on_gpu) if role.checkpointing else 0
-    return gradients + again
-
-
-def forward_activations(shape: ModelShape, tokens: int, c: int) -> int:
-    """A forward pass without gradients: the residual stream, and the widest moment of a layer."""
-    return tokens * (shape.hidden * (4 + 2 * c) + max(3 * shape.intermediate, 5 * shape.query) * c)
 
 
 # ---- the batch ----------------------------------------------------------------------------------------------------
@@ -343,7 +201,7 @@ class _Estimator:
     def _engine_weights(self) -> int:
         rollout = self.config.worker.rollout
         shape = self.roles["actor"].shape
-        return shape.parameters * _bytes(rollout.dtype) // rollout.tensor_parallel_size
+        return shape.parameters * bytes_of(rollout.dtype) // rollout.tensor_parallel_size
 
     def _kv_cache(self) -> int:
         return int(os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")) * GIB
@@ -367,7 +225,7 @@ class _Estimator:
         if self.on_gpu:
             sync = self._resident("actor") | {"engine": self._engine_weights()}
             return max(parts | {"engine": self._engine_share()}, sync, key=_sum)
-        shape, c = actor.shape, _bytes(rollout.dtype)
+        shape, c = actor.shape, bytes_of(rollout.dtype)
         samples = self.config.data.rollout_batch_size * rollout.n // self.config.rollout_replicas
         tokens = min(samples * self.prompt, max(rollout.max_num_batched_tokens, self.prompt))
         largest = shape.vocab * shape.hidden * (actor.keep + c)
@@ -436,7 +294,7 @@ class _Estimator:
             engines=config.rollout_replicas,
             engine_bytes=self._engine_weights(),
             kv_bytes_per_token=self.roles["actor"].shape.kv_bytes_per_token
-            * _bytes(config.worker.rollout.dtype)
+            * bytes_of(config.worker.rollout.dtype)
             // (2 * config.worker.rollout.tensor_parallel_size),
         )
         tokens = samples * (self.prompt + work.response_tokens) // work.world

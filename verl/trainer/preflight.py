@@ -47,9 +47,24 @@ def _data_problems(config: "PPOConfig") -> list[str]:
                 f"data.rollout_batch_size={data.rollout_batch_size}: there are only {len(rows)} training rows; "
                 f"set at most {len(rows)}"
             )
-    if data.icl_file and not data.icl_file.is_file():
-        found.append(f"data.icl_type={data.icl_type}: there is no {data.icl_file}; give it, or set data.icl_type=null")
-    return found
+    return found + _icl_problems(config)
+
+
+def _icl_problems(config: "PPOConfig") -> list[str]:
+    data, path = config.data, config.data.icl_file
+    if path is None:
+        return []
+    if not path.is_file():
+        return [f"data.icl_type={data.icl_type}: there is no {path}; give it, or set data.icl_type=null"]
+    try:
+        rows = read_rows(str(path))
+    except DataError as error:
+        return [f"data.icl_type={data.icl_type}: {error}"]
+    return [
+        f"{path}, row {number}: must have the texts question and answer; it has {', '.join(row)}"
+        for number, row in enumerate(rows)
+        if not all(isinstance(row.get(key), str) for key in ("question", "answer"))
+    ]
 
 
 def _model_problems(config: "PPOConfig") -> list[str]:
@@ -64,16 +79,9 @@ def _model_problems(config: "PPOConfig") -> list[str]:
     path = Path(config.worker.actor.model.model_path or "") / "config.json"
     settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
     settings |= config.worker.actor.model.override_config
-    return found + _length_problems(config, settings) + _head_problems(config, settings)
-
-
-def _head_problems(config: "PPOConfig", settings: dict) -> list[str]:
-    """Attention heads that do not divide over the ranks, where the model's config.json is here."""
-    size, heads = config.worker.actor.ulysses_size, settings.get("num_attention_heads")
-    if size <= 1 or heads is None:
-        return []
-    problem = head_problem(size, heads, settings.get("num_key_value_heads") or heads)
-    return [f"worker.actor.ulysses_size={size}: {problem}"] if problem else []
+    if problem := head_problem(config.worker.actor.ulysses_size, settings):
+        found.append(problem)
+    return found + _length_problems(config, settings)
 
 
 def _length_problems(config: "PPOConfig", settings: dict) -> list[str]:

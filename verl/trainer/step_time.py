@@ -15,7 +15,7 @@ from ..utils.flops import Device, find_device, forward_flops
 from ..workers.config import MAX_SEQUENCES
 
 if TYPE_CHECKING:
-    from .estimate import Role
+    from .model_memory import Role
 
 EFFICIENCY = {"training": 0.4, "prefill": 0.4, "decode bandwidth": 0.6, "link": 0.6}
 """share of the peak that a phase reaches"""

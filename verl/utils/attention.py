@@ -72,29 +72,17 @@ def packed_attention(
     if softcap is not None:
         raise NotImplementedError("this model caps its attention scores; set worker.actor.padding_free=false for it")
     window = sliding_window if sliding_window is not None and sliding_window < packing.max_length else None
-    parallel = packing.parallel
-    if parallel is None:
-        return _attend(query, key, value, packing, scaling, window).unsqueeze(0), None
-    key, value = (kv.repeat_interleave(parallel.repeats(kv.shape[1]), dim=1) for kv in (key, value))
-    query, key, value = (parallel.heads_of_mine(states) for states in (query, key, value))
-    output = _attend(query, key, value, packing, scaling, window)
-    return parallel.mine_of_heads(output).unsqueeze(0), None
-
-
-def _attend(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    packing: Packing,
-    scaling: float | None,
-    window: int | None,
-) -> torch.Tensor:
-    """Attention over the whole row by the best kernel there is. Returns (T, heads, D)."""
+    parallel, output = packing.parallel, None
+    if parallel is not None:
+        key, value = (kv.repeat_interleave(parallel.repeats(kv.shape[1]), dim=1) for kv in (key, value))
+        query, key, value = (parallel.heads_of_mine(states) for states in (query, key, value))
     if query.is_cuda and query.dtype in (torch.float16, torch.bfloat16):
         output = _varlen_kernel(query, key, value, packing, scaling, window)
-        if output is not None:
-            return output
-    return _padded_rows(query, key, value, packing, scaling, window)
+    if output is None:
+        output = _padded_rows(query, key, value, packing, scaling, window)
+    if parallel is not None:
+        output = parallel.mine_of_heads(output)
+    return output.unsqueeze(0), None
 
 
 def _varlen_kernel(

@@ -5,6 +5,7 @@ tokens for heads: there each has all T tokens of 1 / U of the heads. Everything 
 hold the weights is FSDP's business and does not change.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -118,9 +119,17 @@ class SharedRow:
         return self.parallel.whole(mine.index_put((self.places_here,), values))[self.places]
 
 
-def head_problem(size: int, heads: int, key_value_heads: int) -> str | None:
-    """Why attention with these heads cannot be shared by ``size`` ranks, or None."""
-    if heads % size == 0 and (key_value_heads % size == 0 or size % key_value_heads == 0):
+def head_problem(size: int, settings: Mapping[str, Any]) -> str | None:
+    """Why ``size`` ranks cannot share the attention of a model with this config.json, or None."""
+    heads = settings.get("num_attention_heads")
+    key_value_heads = settings.get("num_key_value_heads") or heads
+
+    def fits(size: int) -> bool:
+        return heads % size == 0 and (key_value_heads % size == 0 or size % key_value_heads == 0)
+
+    if size <= 1 or heads is None or fits(size):
         return None
-    good = next(u for u in range(size - 1, 0, -1) if head_problem(u, heads, key_value_heads) is None)
-    return f"cannot share the model's {heads} heads ({key_value_heads} of keys and values); for example {good}"
+    return (
+        f"worker.actor.ulysses_size={size}: cannot share the model's {heads} heads ({key_value_heads} of keys and "
+        f"values); for example {next(u for u in range(size - 1, 0, -1) if fits(u))}"
+    )

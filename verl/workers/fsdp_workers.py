@@ -86,11 +86,8 @@ class FSDPWorker:
             model.tokenizer, self.config.data.override_chat_template, model.trust_remote_code
         )
         self.hf_config = load_config(model)
-        heads = self.hf_config.get_text_config()
-        if problem := head_problem(
-            worker.actor.ulysses_size, heads.num_attention_heads, heads.num_key_value_heads or heads.num_attention_heads
-        ):
-            raise ConfigError(f"worker.actor.ulysses_size={worker.actor.ulysses_size}: {problem}")
+        if problem := head_problem(worker.actor.ulysses_size, self.hf_config.get_text_config().to_dict()):
+            raise ConfigError(problem)
         self.actor = self._build_policy(trained=True)
         self.reference = self._build_policy(trained=False) if self.config.use_reference else None
         if self.config.algorithm.kl_penalty == "full":
