@@ -96,9 +96,9 @@ def test_a_published_target_from_its_folder_to_the_tables(tmp_path, shared_data,
     for row in ("base", "rs", "grpo_rj_rl"):
         results = json.loads((tmp_path / "results" / row / TARGET / "results.json").read_text())
         assert set(results["parts"]) == RWKU_PARTS
-    for kind in ("rule", "rwku"):
+    for kind, published in (("rule", "ReBO-GRPO"), ("rwku", "RT (full)")):
         table = (tmp_path / f"results/tables/grpo_rj_rl_{kind}/table.md").read_text()
-        assert "| ReBO |" in table and "RT" in table
+        assert "| ReBO |" in table and f"| {published} (published) |" in table
 
 
 def test_the_demo_refuses_a_wrong_word_before_it_trains(atlas):
