@@ -152,7 +152,7 @@ def train(*argv: str) -> None:
     config = load(PPOConfig, list(argv), migrate)
     tokenizer = get_tokenizer(config.worker.actor.model.tokenizer)
     rows, noisy, val = read_datasets(config, tokenizer)
-    plan = make_plan(config, rows.rows, val.rows)
+    plan = make_plan(config, rows.used_rows, val.used_rows)
     trainer = RayPPOTrainer(config, tokenizer, rows, val, plan.total_steps, noisy)
     try:
         trainer.start()

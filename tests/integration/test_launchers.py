@@ -21,6 +21,7 @@ SMALL = ["trainer.max_steps=2", "trainer.val_freq=1", "trainer.save_freq=1", "da
 SMALL += ["worker.actor.global_batch_size=4", "worker.rollout.n=2", "data.max_prompt_length=160"]
 
 TARGET = "1_Stephen_King"
+LONG_PARTS = ("retain_mmlu.json", "retain_bbh.json", "forget_mia.json", "retain_mia.json", "fluency.json")
 RWKU_PARTS = {"forget", "neighbor", "mia", "mmlu", "bbh", "truthfulqa", "triviaqa", "fluency"}
 
 REWARD_FILE = """
@@ -85,11 +86,14 @@ def test_from_targets_to_table_around_a_broken_target(tmp_path, target_folders, 
 
 
 def test_a_published_target_from_its_folder_to_the_tables(tmp_path, shared_data, long_tiny_model):
-    """Preparation, RS over all rows, two steps of ReBO, every part of RWKU, both tables. The numbers mean nothing."""
+    """Preparation, RS over all rows, two steps of ReBO, every part of RWKU (of the longest an eighth), both tables."""
     source, prepared = shared_data / "RWKU" / "Target" / TARGET, tmp_path / "Target"
     run_python("data/prepare_rwku.py", f"source={source}", f"out={tmp_path}")
     rows = {name: len(json.loads((prepared / TARGET / name).read_text())) for name in (RL_FILE, VAL_FILE)}
     assert (sum(rows.values()), rows[VAL_FILE]) == (1200, 120)
+    for name in LONG_PARTS:  # a million characters for each of three models
+        path = prepared / TARGET / name
+        path.write_text(json.dumps(json.loads(path.read_text())[::8]))
 
     done = launch(tmp_path, prepared, long_tiny_model, TARGETS="1")
     assert done.returncode == 0, done.stdout + done.stderr

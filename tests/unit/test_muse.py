@@ -1,4 +1,4 @@
-"""MUSE's numbers against rouge-score, scikit-learn and hand-computed cases; its prompts against their definition."""
+"""MUSE's numbers against rouge-score, counted pairs and hand-computed cases; its prompts against their definition."""
 
 import json
 import random
@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 import torch
 from rouge_score import rouge_scorer
-from sklearn.metrics import roc_auc_score
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
@@ -53,6 +52,11 @@ class ScriptedGenerator:
         return self.answers[: len(prompt_ids)]
 
 
+def auc_over_pairs(positive, negative) -> float:
+    """The share of pairs in which the positive scores higher; a tie counts half."""
+    return float(np.mean([(a > b) + (a == b) / 2 for a in positive for b in negative]))
+
+
 def config(*words: str) -> EvalConfig:
     return load(EvalConfig, ["model=m", "suite=muse", "data=d", "out=o", *words])
 
@@ -93,8 +97,7 @@ def test_auc_equals_a_direct_one_with_ties():
     draw = np.random.default_rng(0)
     for _ in range(100):
         positive, negative = (draw.integers(0, 6, size=draw.integers(1, 20)) / 3 for _ in range(2))
-        labels = [1] * len(positive) + [0] * len(negative)
-        assert auc(positive, negative) == pytest.approx(roc_auc_score(labels, [*positive, *negative]), abs=1e-12)
+        assert auc(positive, negative) == pytest.approx(auc_over_pairs(positive, negative), abs=1e-12)
 
 
 @pytest.mark.parametrize(("k", "expected"), [(0.4, 4.5), (0.59, 4.5), (0.6, 4.0), (1.0, 3.0), (0.01, 5.0)])
@@ -224,7 +227,7 @@ def privleak_folder(folder):
 
 def direct_auc(model, tokenizer, k: float) -> float:
     forget, holdout = (direct_losses(model, tokenizer, TEXTS[split], k) for split in ("forget", "holdout"))
-    return roc_auc_score([1] * len(forget) + [0] * len(holdout), forget + holdout)
+    return auc_over_pairs(forget, holdout)
 
 
 @pytest.mark.parametrize("k", [0.4, 0.2])

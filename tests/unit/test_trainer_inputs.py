@@ -250,7 +250,8 @@ def test_over_long_prompts_are_left_out_or_an_error_never_cut(tiny_model, tmp_pa
     lengths = [len(item["raw_prompt_ids"]) for item in map(dataset(tiny_model, tmp_path).__getitem__, range(24))]
     limit = sorted(lengths)[12]
     kept = dataset(tiny_model, tmp_path, max_prompt_length=limit)
-    assert len(kept) == sum(length <= limit for length in lengths) < 24
+    assert len(kept) == len(kept.used_rows) == sum(length <= limit for length in lengths) < 24
+    assert [row["prompt"] for row in kept.used_rows] == [kept[i]["prompt"] for i in range(len(kept))]
     with pytest.raises(DataError, match=f"max_prompt_length={limit}"):
         dataset(tiny_model, tmp_path, max_prompt_length=limit, filter_overlong_prompts=False)
 

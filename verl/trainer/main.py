@@ -63,7 +63,7 @@ def run(config: PPOConfig) -> int:
             f"gives: {error}"
         ) from error
     train, noisy, val = read_datasets(config, tokenizer)
-    plan = make_plan(config, train.rows, val.rows if val else [], len(train))
+    plan = make_plan(config, train.used_rows, val.used_rows if val else [])
     if plan.steps_per_epoch == 0:
         raise ConfigError(
             f"data.rollout_batch_size={data.rollout_batch_size}: only {len(train)} prompts are short enough; "

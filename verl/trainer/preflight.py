@@ -128,20 +128,14 @@ class Plan:
         ]
 
 
-def make_plan(config: "PPOConfig", rows: list[Row], val_rows: list[Row], usable: int | None = None) -> Plan:
-    """The run's arithmetic.
-
-    Args:
-        rows, val_rows: of the training and the validation files.
-        usable: training rows left after over-long prompts are dropped; None: all.
-    """
+def make_plan(config: "PPOConfig", rows: list[Row], val_rows: list[Row]) -> Plan:
+    """The run's arithmetic over the training and the validation rows that are used."""
     data, trainer, actor = config.data, config.trainer, config.worker.actor
     splits = [split_of(row, data.answer_key) for row in rows]
-    usable = len(rows) if usable is None else usable
-    steps = usable // data.rollout_batch_size
+    steps = len(rows) // data.rollout_batch_size
     samples = data.rollout_batch_size * config.worker.rollout.n
     return Plan(
-        train_rows=usable,
+        train_rows=len(rows),
         forget_rows=splits.count("forget"),
         boundary_rows=splits.count("boundary"),
         val_rows=len(val_rows),

@@ -224,6 +224,11 @@ class RLHFDataset:
             raise DataError(f"{source}: every prompt is longer than data.max_prompt_length={self.max_prompt_length}")
         return kept
 
+    @property
+    def used_rows(self) -> list[Row]:
+        """The rows whose prompts are short enough."""
+        return [self.rows[number] for number in self.kept]
+
     def __len__(self) -> int:
         return len(self.kept)
 

@@ -2,7 +2,7 @@
 
 ROUGE-L here equals the ``rouge-score`` package without a stemmer, which is what MUSE's own evaluation uses; RWKU's
 ROUGE is another one (``verl.utils.text.rouge_l``: other tokens, other longest common subsequence), and the two must
-not be mixed. Tests hold the equality with ``rouge-score`` and with scikit-learn's AUC, so that neither is needed here.
+not be mixed. Tests hold the equality with ``rouge-score``, which is not needed here.
 """
 
 import re
