@@ -18,7 +18,7 @@ from tqdm import tqdm
 
 from RS import objectives
 from RS.config import RSConfig
-from RS.models.build import build, build_training
+from RS.models.build import build, build_training, model_config
 from RS.utils.batches import collate, endless, epoch_batches, my_micro_batches
 from RS.utils.data import Example
 from verl.utils.checkpoint.files import PARTIAL, staging_dir, write_errors
@@ -199,5 +199,5 @@ class RSTrainer:
         """Write the model (adapters merged) as a Hugging Face folder, whole or not at all."""
         beside = nullcontext(folder.with_name(folder.name + PARTIAL))
         with write_errors(folder), staging_dir(folder) if self.rank == 0 else beside as partial:
-            save_hf_folder(self.module, partial, self.tokenizer, self.config.model)
+            save_hf_folder(self.module, partial, self.tokenizer, model_config(self.config))
         dist.barrier()

@@ -5,6 +5,7 @@ ranks, with or without a GPU.
 """
 
 import os
+from dataclasses import replace
 
 import torch
 import torch.distributed as dist
@@ -31,15 +32,21 @@ def start_distributed() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
 
 
-def build(config: RSConfig, device: torch.device, *, trainable: bool) -> torch.nn.Module:
-    """The sharded model of ``config``, to train or (without adapters) as a frozen reference."""
-    rank = config.lora_rank if trainable else 0
-    model = ModelConfig(
+def model_config(config: RSConfig) -> ModelConfig:
+    """The model to train, with its adapters."""
+    return ModelConfig(
         model_path=config.model,
         enable_gradient_checkpointing=config.gradient_checkpointing,
         trust_remote_code=config.trust_remote_code,
-        lora=LoraConfig(rank=rank, alpha=config.lora_alpha, target_modules=config.lora_target),
+        lora=LoraConfig(rank=config.lora_rank, alpha=config.lora_alpha, target_modules=config.lora_target),
     )
+
+
+def build(config: RSConfig, device: torch.device, *, trainable: bool) -> torch.nn.Module:
+    """The sharded model of ``config``, to train or (without adapters) as a frozen reference."""
+    model = model_config(config)
+    if not trainable:
+        model = replace(model, lora=LoraConfig(rank=0))
     kept = "bf16" if config.optimizer == "adamw_bf16" else None
     fsdp = FSDPConfig(fsdp_size=config.fsdp_size, mp_param_dtype=config.precision, torch_dtype=kept)
     frozen = "bf16" if resolve_dtype(config.precision) == torch.bfloat16 else "fp32"

@@ -7,11 +7,12 @@ import pytest
 import torch
 
 from tests.training_kit import arguments
-from verl.protocol import DataProto
+from verl.protocol import DataProto, object_array
 from verl.single_controller import WorkerGroup
 from verl.single_controller.worker_group import WorkerError
 from verl.trainer.config import PPOConfig, migrate
 from verl.trainer.experience import ExperienceMaker, TrainingError
+from verl.trainer.metrics import reward_metrics
 from verl.utils.config import load
 from verl.utils.tokenizer import get_tokenizer
 
@@ -57,10 +58,26 @@ def test_a_reward_that_is_none_ends_the_run_with_step_and_prompt(name, ray_sessi
 
 
 def test_tolerated_reward_errors_are_counted_and_score_zero(ray_session, tiny_model, tmp_path):
-    maker = experience(tiny_model, tmp_path, "raises", "trainer.tolerate_reward_errors=true")
-    assert maker.score(two_samples(), step=1) == [{"overall": 0.0}, {"overall": 0.0}]
-    assert maker.score(two_samples(), step=2) == [{"overall": 0.0}, {"overall": 0.0}]
+    changes = ("trainer.tolerate_reward_errors=true", "algorithm.filter_key=refusal")
+    maker = experience(tiny_model, tmp_path, "raises", *changes)
+    scores = maker.score(two_samples(), step=1)
+    assert scores == [{"overall": 0.0, "refusal": 0.0}] * 2
+    assert maker.score(two_samples(), step=2) == scores
     assert maker.reward_errors == 2
+    mixed = reward_metrics([*scores, {"overall": 1.0, "refusal": 1.0, "recall": 0.5}], ["", "", ""])
+    assert mixed == {
+        "reward/overall": pytest.approx(1 / 3),
+        "reward/refusal": pytest.approx(1 / 3),
+        "reward/recall": 0.5,
+    }
+
+
+def test_a_filter_on_no_part_of_the_reward_is_named(ray_session, tiny_model, tmp_path):
+    maker = experience(tiny_model, tmp_path, "too_few", "algorithm.online_filtering=true", "algorithm.filter_key=acc")
+    samples = two_samples()
+    samples.non_tensor_batch |= {"uid": object_array(["a", "a"]), "reward": object_array([{"overall": 1.0}] * 2)}
+    with pytest.raises(TrainingError, match="filter_key=acc: the reward has no such part; it has overall"):
+        maker._informative(samples)
 
 
 class FragileWorker:

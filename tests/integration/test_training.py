@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from tests.training_kit import arguments, metrics_of, run_cli, train
 
 VALIDATING = ("trainer.val_freq=3", "trainer.val_before_train=true", "trainer.val_generations_to_log=4")
+VALIDATING += ("worker.actor.model.override_config.rms_norm_eps=1e-3",)
 
 
 @pytest.fixture(scope="module")
@@ -59,6 +60,7 @@ def test_a_finished_run_leaves_everything_a_user_looks_for(two_ranks, tiny_model
     assert sorted(row["step"] for row in dialogues) == [0] * 4 + [3] * 4
     actor = two_ranks / "checkpoints" / "global_step_3" / "actor" / "huggingface"
     model = AutoModelForCausalLM.from_pretrained(actor)
+    assert model.config.rms_norm_eps == 1e-3  # as it was trained
     tokenizer = AutoTokenizer.from_pretrained(actor)
     assert tokenizer.chat_template
     before = load_file(tiny_model / "model.safetensors")["model.layers.0.mlp.up_proj.weight"]

@@ -8,10 +8,13 @@ from tests.training_kit import arguments
 from verl.eval.muse.memorization import few_shot_prompt, resolve_style
 from verl.trainer.config import PPOConfig, migrate
 from verl.trainer.data_loader import PromptLoader
+from verl.trainer.experience import TrainingError
 from verl.trainer.inert import inert_settings
 from verl.trainer.main import main
-from verl.trainer.preflight import make_plan
+from verl.trainer.preflight import make_plan, resume_folder
+from verl.trainer.ray_trainer import RayPPOTrainer
 from verl.utils.chat import encode_prompt
+from verl.utils.checkpoint import staging_dir
 from verl.utils.config import load
 from verl.utils.dataset import RLHFDataset, read_rows, with_extra_prompt
 from verl.utils.errors import ConfigError, DataError
@@ -232,6 +235,36 @@ def test_rows_by_mode_are_asked_as_the_muse_evaluation_asks(tiny_model, tmp_path
 def test_modes_that_cannot_be(tiny_model, tmp_path, changes, message):
     with pytest.raises(ConfigError, match=message):
         config(tiny_model, tmp_path, *changes)
+
+
+def test_where_a_run_goes_on_from_is_known_before_it_starts(tiny_model, tmp_path):
+    folder = tmp_path / "run" / "checkpoints" / "global_step_2"
+    named = f"trainer.load_checkpoint_path={folder}"
+    with pytest.raises(ConfigError, match="load_checkpoint_path.*there is no such folder; give a whole"):
+        config(tiny_model, tmp_path, named)
+    with staging_dir(folder) as partial:
+        (partial / "actor" / "huggingface").mkdir(parents=True)
+    for words, fix in ((["trainer.find_last_checkpoint=true"], "set false, or another"), ([named], "set null")):
+        with pytest.raises(ConfigError, match=f"global_step_2 has no training state.*{fix}"):
+            config(tiny_model, tmp_path, *words)
+    config(tiny_model, tmp_path, "trainer.find_last_checkpoint=false")
+    (folder / "actor" / "dcp").mkdir()
+    assert resume_folder(config(tiny_model, tmp_path).trainer) == folder
+
+
+def test_a_wrong_best_key_ends_the_run_at_its_first_validation(tiny_model, tmp_path, monkeypatch):
+    words = ("trainer.val_before_train=true", "trainer.best_key=val/reward/acc")
+    settings = config(tiny_model, tmp_path, *words)
+    rows = dataset(tiny_model, tmp_path)
+    trainer = RayPPOTrainer(settings, get_tokenizer(str(tiny_model)), rows, rows, total_steps=3)
+    monkeypatch.setattr(trainer, "validate", lambda: {"val/reward/overall": 1.0})
+    with pytest.raises(TrainingError, match="best_key=val/reward/acc: .*it gave val/reward/overall"):
+        trainer.fit()
+
+
+def test_validation_needs_rows(tiny_model, tmp_path):
+    with pytest.raises(ConfigError, match="val_only=true: there is nothing to validate"):
+        config(tiny_model, tmp_path, "trainer.val_only=true", "data.val_files=")
 
 
 def test_examples_that_are_none_are_named(tiny_model, tmp_path):

@@ -266,8 +266,6 @@ class TrainerConfig:
             found.append(f"max_steps={self.max_steps}: must be at least 1, or null")
         if self.max_try_make_batch == 0:
             found.append("max_try_make_batch=0: must be at least 1, or -1 for no limit")
-        if self.load_checkpoint_path is not None and not Path(self.load_checkpoint_path).is_dir():
-            found.append(f"load_checkpoint_path={self.load_checkpoint_path}: there is no such folder")
         if self.project_name == "" or self.experiment_name == "":
             found.append("experiment_name: project_name and experiment_name must not be empty")
         return found

@@ -118,8 +118,8 @@ def _model_problems(config: "PPOConfig") -> list[str]:
         found.append(
             f"worker.actor.fsdp.fsdp_size={size}: must divide the {config.trainer.world_size} ranks, or be -1 for all"
         )
-    if config.trainer.save_model_only and config.trainer.load_checkpoint_path:
-        found.append("trainer.load_checkpoint_path: a run that writes save_model_only=true cannot be resumed")
+    if config.trainer.val_only and not config.data.val_files:
+        found.append("trainer.val_only=true: there is nothing to validate; give data.val_files")
     return found
 
 

@@ -145,7 +145,7 @@ class ExperienceMaker:
                 raise TrainingError(f"step {step}: {cause}") from error
             self.reward_errors += 1
             logger.error("step %d: %s; the batch counts 0 (error %d)", step, cause, self.reward_errors)
-            return [{"overall": 0.0} for _ in inputs]
+            return [dict.fromkeys(("overall", self.config.algorithm.filter_key), 0.0) for _ in inputs]
 
     def reward_inputs(self, samples: DataProto) -> list[dict[str, Any]]:
         """What the reward function sees of every sample."""
@@ -177,6 +177,11 @@ class ExperienceMaker:
         for row, uid in enumerate(samples.non_tensor_batch["uid"]):
             groups.setdefault(uid, []).append(row)
         rewards = samples.non_tensor_batch["reward"]
+        if algorithm.filter_key not in rewards[0]:
+            known = ", ".join(rewards[0])
+            raise TrainingError(
+                f"algorithm.filter_key={algorithm.filter_key}: the reward has no such part; it has {known}"
+            )
         rows = []
         for members in groups.values():
             mean = sum(rewards[row][algorithm.filter_key] for row in members) / len(members)

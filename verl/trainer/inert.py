@@ -68,7 +68,7 @@ def _rules(config: PPOConfig) -> list[tuple[bool, str, str]]:
         (actor.loss_type != "sapo", "worker.actor.clip_ratio_low worker.actor.clip_ratio_high", "loss_type=sapo"),
         (
             validates,
-            "data.val_batch_size trainer.val_freq trainer.val_only trainer.val_generations_to_log trainer.best_key "
+            "data.val_batch_size trainer.val_freq trainer.val_generations_to_log trainer.best_key "
             "worker.rollout.val_override_config",
             "data.val_files is empty, so nothing is validated",
         ),

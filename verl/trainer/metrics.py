@@ -13,16 +13,19 @@ from ..protocol import DataProto
 def reward_metrics(
     parts: Sequence[dict[str, float]], splits: Sequence[str], prefix: str = "reward"
 ) -> dict[str, float]:
-    """Mean of every part of the reward, over all samples and over each split (``reward/forget/refusal``)."""
+    """Mean of every part of the reward, over all samples and over each split (``reward/forget/refusal``).
+
+    A part's mean is over the samples that have it: after a tolerated reward error some have ``overall`` only.
+    """
     groups: dict[str, list[dict[str, float]]] = defaultdict(list)
     for part, split in zip(parts, splits, strict=True):
         groups[""].append(part)
         if split:
             groups[f"{split}/"].append(part)
     return {
-        f"{prefix}/{split}{name}": float(np.mean([sample[name] for sample in samples]))
+        f"{prefix}/{split}{name}": float(np.mean([sample[name] for sample in samples if name in sample]))
         for split, samples in groups.items()
-        for name in samples[0]
+        for name in {name: None for sample in samples for name in sample}
     }
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from ..utils.checkpoint import find_latest_ckpt, is_whole
 from ..utils.dataset import Row, read_rows, row_problems, split_of
 from ..utils.errors import ConfigError, DataError
 from ..utils.logger import available
@@ -15,12 +16,12 @@ from ..utils.ulysses import head_problem
 from ..workers.reward.function import load_reward_function
 
 if TYPE_CHECKING:
-    from .config import PPOConfig
+    from .config import PPOConfig, TrainerConfig
 
 
 def file_problems(config: "PPOConfig") -> list[str]:
-    """Problems of the files that a configuration names: data, templates, model folders, the reward function."""
-    found = [*_data_problems(config), *_model_problems(config), *_template_problems(config)]
+    """Problems of the files that a configuration names: data, templates, models, a checkpoint, the reward function."""
+    found = [*_data_problems(config), *_model_problems(config), *_template_problems(config), *_resume_problems(config)]
     try:
         load_reward_function(config.worker.reward)
     except ConfigError as error:
@@ -101,6 +102,28 @@ def _template_problems(config: "PPOConfig") -> list[str]:
         f"data.{key}={value}: there is no such file; give a path ending in .jinja, or the template itself"
         for key in ("format_prompt", "override_chat_template")
         if (value := getattr(config.data, key)) and value.endswith(".jinja") and not Path(value).is_file()
+    ]
+
+
+def resume_folder(trainer: "TrainerConfig") -> Path | None:
+    """The checkpoint that a run goes on from: the one it names, or the last whole one of its own."""
+    folder = trainer.load_checkpoint_path
+    if folder is None and trainer.find_last_checkpoint:
+        folder, _ = find_latest_ckpt(trainer.checkpoint_folder)
+    return None if folder is None else Path(folder)
+
+
+def _resume_problems(config: "PPOConfig") -> list[str]:
+    named, folder = config.trainer.load_checkpoint_path, resume_folder(config.trainer)
+    key = f"trainer.load_checkpoint_path={named}" if named else "trainer.find_last_checkpoint=true"
+    if named and (reason := is_whole(named)):
+        return [f"{key}: {reason}; give a whole global_step_N folder"]
+    if folder is None or (folder / "actor" / "dcp").is_dir():
+        return []
+    fix = "null" if named else "false, or another trainer.run_dir"
+    return [
+        f"{key}: {folder} has no training state (trainer.save_model_only=true), so no run can go on from it; set "
+        f"{fix}. Its weights are in {folder / 'actor' / 'huggingface'}, for worker.actor.model.model_path"
     ]
 
 

@@ -31,6 +31,7 @@ from .config import PPOConfig
 from .data_loader import PromptLoader, prompt_batch
 from .experience import ExperienceMaker, TrainingError, on_last_token
 from .metrics import Timer, batch_metrics, reward_metrics
+from .preflight import resume_folder
 from .replay import ReplayBuffer
 
 logger = logging.getLogger(__name__)
@@ -107,7 +108,9 @@ class RayPPOTrainer:
         """Train until ``total_steps``, validating and saving on the way; DONE is written last."""
         trainer = self.config.trainer
         if self.val and (trainer.val_before_train or trainer.val_only) and self.step == 0:
-            self.tracker.log(self.validate(), 0)
+            metrics = self.validate()
+            self._score_of(metrics)  # a best_key that is none ends the run now, not at the first val_freq
+            self.tracker.log(metrics, 0)
         if trainer.val_only:
             return
         progress = tqdm(total=self.total_steps, initial=self.step, desc="ReBO", unit="step", dynamic_ncols=True)
@@ -254,11 +257,17 @@ class RayPPOTrainer:
 
     def _note_best(self, metrics: dict[str, float]) -> None:
         """Remember the step whose validation is best; among equals the latest, which has learnt more."""
+        score = self._score_of(metrics)
+        if score >= self.best.get("best_val_reward_score", float("-inf")):
+            self.best = {"best_global_step": self.step, "best_val_reward_score": score}
+
+    def _score_of(self, metrics: dict[str, float]) -> float:
+        """What ``trainer.best_key`` says of a validation."""
         key = self.config.trainer.best_key
         if key not in metrics:
-            raise TrainingError(f"trainer.best_key={key}: validation gave {', '.join(sorted(metrics))}")
-        if metrics[key] >= self.best.get("best_val_reward_score", float("-inf")):
-            self.best = {"best_global_step": self.step, "best_val_reward_score": metrics[key]}
+            known = ", ".join(sorted(name for name in metrics if name.startswith("val/")))
+            raise TrainingError(f"trainer.best_key={key}: validation gave no such number; it gave {known}")
+        return metrics[key]
 
     # ---- checkpoints ------------------------------------------------------------------------------------------------
     def save_checkpoint(self) -> None:
@@ -288,19 +297,16 @@ class RayPPOTrainer:
         write_json(folder / TRAINER_STATE, state)
 
     def _resume(self) -> None:
-        trainer = self.config.trainer
-        folder = trainer.load_checkpoint_path
-        if folder is None and trainer.find_last_checkpoint:
-            folder, _ = checkpoint.find_latest_ckpt(trainer.checkpoint_folder)
+        folder = resume_folder(self.config.trainer)
         if folder is None:
             return
-        state = json.loads((Path(folder) / TRAINER_STATE).read_text(encoding="utf-8"))
-        self.workers.all("load_checkpoint", str(Path(folder).absolute()))
+        state = json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
+        self.workers.all("load_checkpoint", str(folder.absolute()))
         self.step, self.best, self.experience.reward_errors = state["step"], state["best"], state["reward_errors"]
         self.loader.load_state_dict(state["loader"])
         self.kl.load_state_dict(state["kl"])
         if self.replay is not None and "replay" in state:
-            self.replay.load_state_dict({"json": state["replay"], "tensors": load_file(Path(folder) / REPLAY_STATE)})
+            self.replay.load_state_dict({"json": state["replay"], "tensors": load_file(folder / REPLAY_STATE)})
         logger.info("going on from %s after step %d", folder, self.step)
 
 

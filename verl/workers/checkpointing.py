@@ -12,20 +12,22 @@ import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from accelerate import init_empty_weights
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification, GenerationConfig
+from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, GenerationConfig
 
+from ..utils.model import load_config
+from .config import ModelConfig
 from .sharding_manager.fsdp_vllm import exported_tensors
 
 LORA_CONFIG = "lora_config.json"
 
 
-def save_role(role: Any, folder: Path, tokenizer: Any, model_path: str, *, model_only: bool) -> None:
+def save_role(role: Any, folder: Path, tokenizer: Any, model: ModelConfig, *, model_only: bool) -> None:
     """Write ``folder/huggingface`` and, unless ``model_only``, ``folder/dcp``. A collective.
 
     Args:
-        model_path: where configuration and generation config come from.
+        model: what the role was built from.
     """
-    save_hf_folder(role.module, folder / "huggingface", tokenizer, model_path)
+    save_hf_folder(role.module, folder / "huggingface", tokenizer, model)
     if not model_only:
         dcp.save(_training_state(role), checkpoint_id=folder / "dcp")
         if dist.get_rank() == 0 and hasattr(role.module, "peft_config"):
@@ -51,9 +53,12 @@ def _training_state(role: Any) -> dict[str, Any]:
     return {"model": model, "optim": optim, "scheduler": scheduler, "skipped": role.stepper.skipped}
 
 
-def save_hf_folder(module: torch.nn.Module, folder: Path, tokenizer: Any, model_path: str) -> None:
-    """Gather the weights (LoRA merged) and write them on rank 0, in the type that the original model was stored in."""
-    config = AutoConfig.from_pretrained(model_path)
+def save_hf_folder(module: torch.nn.Module, folder: Path, tokenizer: Any, model: ModelConfig) -> None:
+    """Gather the weights (LoRA merged) and write them on rank 0, in the type that the original model was stored in.
+
+    The configuration is the one that the module was built with, ``override_config`` included.
+    """
+    config = load_config(model)
     dtype = config.dtype or torch.bfloat16
     keep = dist.get_rank() == 0
     state = {}
@@ -66,13 +71,13 @@ def save_hf_folder(module: torch.nn.Module, folder: Path, tokenizer: Any, model_
         if value_head:
             config.num_labels = 1
         with init_empty_weights(include_buffers=False):
-            shell = auto_class.from_config(config, dtype=dtype)
+            shell = auto_class.from_config(config, dtype=dtype, trust_remote_code=model.trust_remote_code)
         for tied in getattr(shell, "all_tied_weights_keys", {}):
             state.pop(tied, None)
         shell.save_pretrained(folder, state_dict=state)
         tokenizer.save_pretrained(folder)
         if not value_head:
-            _copy_generation_config(model_path, folder)
+            _copy_generation_config(model.model_path, folder)
     dist.barrier()
 
 

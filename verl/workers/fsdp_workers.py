@@ -10,6 +10,7 @@ import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +26,7 @@ from ..utils.fsdp import build_mesh, move_module, move_optimizer
 from ..utils.memory import MemoryMeter
 from ..utils.tokenizer import get_tokenizer
 from ..utils.ulysses import SequenceParallel, head_problem
-from .config import MAX_SEQUENCES, BatchConfig
+from .config import MAX_SEQUENCES, BatchConfig, ModelConfig
 
 logger = logging.getLogger(__name__)
 
@@ -113,8 +114,6 @@ class FSDPWorker:
         return Stepper(settings, module, optimizer, scheduler, max_tokens=budget)
 
     def _build_policy(self, *, trained: bool) -> Any:
-        from dataclasses import replace
-
         from ..utils.model import build_model
         from .actor.dp_actor import DataParallelPPOActor
 
@@ -147,17 +146,12 @@ class FSDPWorker:
         return actor
 
     def _build_critic(self) -> Any:
-        from dataclasses import replace
-
         from ..utils.model import build_model
         from .critic.dp_critic import DataParallelPPOCritic
 
         settings = self.config.worker.critic
-        model = settings.model
-        if not model.model_path:
-            model = replace(model, model_path=self.config.worker.actor.model.model_path)
         module = build_model(
-            model,
+            self._model("critic"),
             settings.fsdp,
             build_mesh(self.device.type, settings.fsdp.fsdp_size),
             trainable=True,
@@ -299,7 +293,7 @@ class FSDPWorker:
             for name, role in self._trained_roles().items():
                 settings = getattr(self.config.worker, name).offload
                 self._load(role, settings, optimizer=True)
-                save_role(role, Path(folder) / name, self.tokenizer, self._model_path(name), model_only=model_only)
+                save_role(role, Path(folder) / name, self.tokenizer, self._model(name), model_only=model_only)
                 self._offload(role, settings)
 
     def load_checkpoint(self, folder: str) -> None:
@@ -322,8 +316,10 @@ class FSDPWorker:
     def _trained_roles(self) -> dict[str, Any]:
         return {"actor": self.actor} | ({"critic": self.critic} if self.critic else {})
 
-    def _model_path(self, name: str) -> str:
-        return getattr(self.config.worker, name).model.model_path or self.config.worker.actor.model.model_path
+    def _model(self, name: str) -> ModelConfig:
+        """A trained role's model; a critic without a path starts from the actor's."""
+        model = getattr(self.config.worker, name).model
+        return replace(model, model_path=model.model_path or self.config.worker.actor.model.model_path)
 
 
 def eos_token_ids(model_path: str, tokenizer: Any) -> list[int]:
