@@ -16,6 +16,7 @@ PPO = [
     f"{CRITIC}.optim.lr=1e-3",
     f"{CRITIC}.micro_batch_size_per_device_for_update=64",
     f"{CRITIC}.ulysses_size=2",
+    f"{CRITIC}.model.lora.rank=8",
 ]
 OFFLOAD = [f"{role}.fsdp.enable_cpu_offload=true" for role in (ACTOR, REF)]
 OFFLOAD += [f"{ACTOR}.offload.offload_params=true", f"{ACTOR}.offload.offload_optimizer=true"]
@@ -40,7 +41,7 @@ VARIANTS = {
         "worker.rollout.tensor_parallel_size=2",
         TWO_RANKS,
     ],
-    "ppo_hsdp_ulysses": [
+    "ppo_hsdp_ulysses_critic_adapters": [
         *PPO,
         f"{ACTOR}.optim.lr=4e-4",
         f"{ACTOR}.fsdp.fsdp_size=1",
@@ -100,7 +101,8 @@ def test_the_reward_rises(name, ray_session, atlas_target, atlas_rs_model, tmp_p
         check_the_merger(tmp_path / "checkpoints" / "global_step_6" / "actor")
     if "replay" in name:
         assert rows[-1]["replay/rows"] == 8 * 8
-    if name == "ppo_hsdp_ulysses":
+    if name == "ppo_hsdp_ulysses_critic_adapters":
+        check_the_merger(tmp_path / "checkpoints" / "global_step_6" / "critic")
         assert rows[-1]["critic/vf_loss"] < rows[1]["critic/vf_loss"]
 
 

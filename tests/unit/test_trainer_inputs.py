@@ -114,10 +114,12 @@ def test_settings_without_effect_are_named(tiny_model, tmp_path):
             "worker.critic.cliprange_value=0.2",
             "worker.actor.fsdp.use_orig_params=true",
             "algorithm.kl_target=0.2",
+            "worker.ref.model.trust_remote_code=true",
         )
     )
     assert [warning.split(":")[0] for warning in warnings] == [
         "worker.actor.fsdp.use_orig_params=True",
+        "worker.ref.model.trust_remote_code=True",
         "worker.critic=(section)",
         "algorithm.lam=0.95",
         "algorithm.kl_target=0.2",
@@ -260,6 +262,19 @@ def test_a_wrong_best_key_ends_the_run_at_its_first_validation(tiny_model, tmp_p
     monkeypatch.setattr(trainer, "validate", lambda: {"val/reward/overall": 1.0})
     with pytest.raises(TrainingError, match="best_key=val/reward/acc: .*it gave val/reward/overall"):
         trainer.fit()
+
+
+def test_an_override_that_the_model_would_ignore_is_refused(tiny_model, tmp_path, capsys):
+    words = ["worker.actor.model.override_config.rms_norm_epz=1e-3"]
+    assert main(arguments(tiny_model, tmp_path, "run", *words)) == 2
+    assert "rms_norm_epz=0.001: LlamaConfig has no such entry; did you mean rms_norm_eps?" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("role", ["actor", "critic", "ref"])
+def test_shards_divide_over_the_ranks(tiny_model, tmp_path, role):
+    with pytest.raises(ConfigError, match=rf"worker\.{role}\.fsdp\.fsdp_size=3: must divide the 2 ranks, or be -1"):
+        config(tiny_model, tmp_path, f"worker.{role}.fsdp.fsdp_size=3")
 
 
 def test_validation_needs_rows(tiny_model, tmp_path):

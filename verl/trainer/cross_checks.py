@@ -113,11 +113,10 @@ def _model_problems(config: "PPOConfig") -> list[str]:
             f"worker.rollout.lora_weights=adapter: vLLM takes ranks up to {ADAPTER_RANKS[-1]}, and "
             f"worker.actor.model.lora.rank={model.lora.rank}; set merged"
         )
-    size = config.worker.actor.fsdp.fsdp_size
-    if size != -1 and (size < 1 or config.trainer.world_size % size):
-        found.append(
-            f"worker.actor.fsdp.fsdp_size={size}: must divide the {config.trainer.world_size} ranks, or be -1 for all"
-        )
+    for role in ("actor", "critic", "ref"):
+        size, ranks = getattr(config.worker, role).fsdp.fsdp_size, config.trainer.world_size
+        if size != -1 and (size < 1 or ranks % size):
+            found.append(f"worker.{role}.fsdp.fsdp_size={size}: must divide the {ranks} ranks, or be -1 for all")
     if config.trainer.val_only and not config.data.val_files:
         found.append("trainer.val_only=true: there is nothing to validate; give data.val_files")
     return found

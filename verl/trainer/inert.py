@@ -10,6 +10,10 @@ from typing import Any
 from ..utils.vllm_env import has_accelerator
 from .config import PPOConfig
 
+REFERENCE = " ".join(
+    f"worker.ref.model.{key}"
+    for key in ("tokenizer_path", "override_config", "enable_gradient_checkpointing", "trust_remote_code", "lora")
+)
 VISION = "data.image_key data.video_key data.video_fps data.min_pixels data.max_pixels"
 
 
@@ -30,15 +34,12 @@ def _rules(config: PPOConfig) -> list[tuple[bool, str, str]]:
     algorithm, actor = config.algorithm, config.worker.actor
     estimator, validates = algorithm.adv_estimator, bool(config.data.val_files)
     discounted = estimator in ("gae", "reinforce_plus_plus")
-    off_gpu = (
-        "worker.{0}.fsdp.enable_cpu_offload worker.{0}.offload.offload_params worker.{0}.offload.offload_optimizer"
-    )
-    offloads = " ".join(off_gpu.format(role) for role in ("actor", "critic", "ref"))
-    fsdp = " ".join(f"worker.{role}.fsdp.use_orig_params" for role in ("actor", "critic", "ref"))
-    vision = " ".join(f"worker.{role}.model.freeze_vision_tower" for role in ("actor", "critic", "ref"))
+    offloads = _for_roles("fsdp.enable_cpu_offload", "offload.offload_params", "offload.offload_optimizer")
     return [
-        (False, fsdp, "FSDP2 always keeps the original parameters"),
-        (False, f"{VISION} {vision}", "this trainer is for text models"),
+        (False, _for_roles("fsdp.use_orig_params"), "FSDP2 always keeps the original parameters"),
+        (False, f"{VISION} {_for_roles('model.freeze_vision_tower')}", "this trainer is for text models"),
+        (False, f"{REFERENCE} worker.ref.offload.offload_optimizer", "the reference is the actor's twin, untrained"),
+        (False, "worker.critic.model.tokenizer_path", "the critic reads the actor's tokens"),
         (has_accelerator(), offloads, "there is no accelerator to move memory away from"),
         (actor.model.lora.rank > 0, "worker.rollout.lora_weights", "worker.actor.model.lora.rank=0 trains no adapters"),
         (config.use_critic, "worker.critic trainer.critic_warmup", f"adv_estimator={estimator} trains no critic"),

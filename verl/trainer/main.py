@@ -7,6 +7,7 @@ import logging
 import os
 import signal
 import sys
+from dataclasses import replace
 from typing import Any
 
 from ..utils.config import load, to_yaml
@@ -62,6 +63,7 @@ def run(config: PPOConfig) -> int:
             f"worker.actor.model.model_path={model.tokenizer}: is neither a folder here nor a model that the hub "
             f"gives: {error}"
         ) from error
+    check_overrides(config)
     train, noisy, val = read_datasets(config, tokenizer)
     plan = make_plan(config, train.used_rows, val.used_rows if val else [])
     if plan.steps_per_epoch == 0:
@@ -88,6 +90,18 @@ def run(config: PPOConfig) -> int:
             ray.timeline(config.trainer.ray_timeline)
         trainer.close()
         ray.shutdown()
+
+
+def check_overrides(config: PPOConfig) -> None:
+    """Raise ConfigError for an ``override_config`` that the model would ignore."""
+    roles = [config.worker.actor] + ([config.worker.critic] if config.use_critic else [])
+    if not any(role.model.override_config for role in roles):
+        return
+    from ..utils.model import load_config  # takes a second
+
+    for role in roles:
+        path = role.model.model_path or config.worker.actor.model.model_path
+        load_config(replace(role.model, model_path=path))
 
 
 def read_datasets(config: PPOConfig, tokenizer: Any) -> tuple[Any, Any, Any]:

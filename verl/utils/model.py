@@ -3,6 +3,7 @@
 What FSDP does to a module is ``verl.utils.fsdp``'s; what is computed with it is the actor's and the critic's.
 """
 
+import difflib
 from typing import Any
 
 import torch
@@ -12,6 +13,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClas
 
 from ..workers.config import FSDPConfig, ModelConfig
 from .attention import PACKED
+from .errors import ConfigError
 from .fsdp import load_full_state, shard
 from .vllm_env import has_accelerator
 
@@ -37,10 +39,18 @@ def resolve_dtype(name: str) -> torch.dtype:
     return DTYPES[name]
 
 
-def load_config(model: ModelConfig, path: str | None = None) -> PretrainedConfig:
-    """The model's configuration with ``override_config`` applied."""
-    config = AutoConfig.from_pretrained(path or model.model_path, trust_remote_code=model.trust_remote_code)
+def load_config(model: ModelConfig) -> PretrainedConfig:
+    """The model's configuration with ``override_config`` applied.
+
+    Raises:
+        ConfigError: an override of something that this configuration does not have, and so would ignore.
+    """
+    config = AutoConfig.from_pretrained(model.model_path, trust_remote_code=model.trust_remote_code)
     for key, value in model.override_config.items():
+        if not hasattr(config, key):
+            near = difflib.get_close_matches(key, config.to_dict(), n=1)
+            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(sorted(config.to_dict()))}"
+            raise ConfigError(f"model.override_config.{key}={value}: {type(config).__name__} has no such entry; {hint}")
         setattr(config, key, value)
     return config
 
@@ -109,13 +119,17 @@ def _add_lora(module: torch.nn.Module, model: ModelConfig) -> torch.nn.Module:
     def names(value: str | list[str] | None) -> Any:
         return [part.strip() for part in value.split(",")] if isinstance(value, str) and "," in value else value
 
+    value_head = hasattr(module, "score")
     settings = LoraConfig(
         r=model.lora.rank,
         lora_alpha=model.lora.alpha,
         target_modules=names(model.lora.target_modules),
         exclude_modules=names(model.lora.exclude_modules),
-        task_type=TaskType.CAUSAL_LM,
+        task_type=None if value_head else TaskType.CAUSAL_LM,
     )
     if model.enable_gradient_checkpointing:
         module.enable_input_require_grads()
-    return get_peft_model(module, settings, autocast_adapter_dtype=False)
+    adapted = get_peft_model(module, settings, autocast_adapter_dtype=False)
+    if value_head:  # zeros, which PEFT freezes: no adapter could learn behind them
+        adapted.base_model.model.score.requires_grad_(True)
+    return adapted
