@@ -4,6 +4,7 @@ import json
 import multiprocessing
 import socket
 import traceback
+from dataclasses import replace
 
 import pytest
 import torch
@@ -74,6 +75,16 @@ def check_samples_do_not_depend_on_batching(worker) -> None:
         of_whole = whole[[row * 4 + number for row in rows for number in range(4)]]
         assert torch.equal(alone.batch["responses"], of_whole.batch["responses"])
     assert not torch.equal(samples(worker, 4, step=2).batch["responses"], whole.batch["responses"])
+
+
+def check_responses_go_on_behind_eos_where_that_is_wanted(worker) -> None:
+    rollout = worker.sharding_manager.rollout
+    config, eos = rollout.config, rollout.eos_token_ids
+    rollout.eos_token_ids = samples(worker).batch["responses"][:, 0].unique().tolist()  # so that many would end
+    assert samples(worker).batch["response_mask"].sum() < 16 * 16
+    rollout.config = replace(config, ignore_eos=True)
+    assert samples(worker).batch["response_mask"].sum() == 16 * 16
+    rollout.config, rollout.eos_token_ids = config, eos
 
 
 def check_engine_log_probs_are_the_actors(worker) -> None:

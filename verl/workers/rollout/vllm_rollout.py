@@ -160,6 +160,7 @@ class VLLMRollout:
         """
         from vllm import SamplingParams
 
+        stops = [] if self.config.ignore_eos else self.eos_token_ids  # vLLM ignores its own EOS only
         requests, params = [], []
         for ids, uid in zip(prompts.non_tensor_batch["raw_prompt_ids"], prompts.non_tensor_batch["uid"], strict=True):
             for number in range(n):
@@ -173,7 +174,7 @@ class VLLMRollout:
                         logprobs=0,
                         seed=sample_seed(self.config.seed, step, uid, number),
                         ignore_eos=self.config.ignore_eos,
-                        stop_token_ids=self.eos_token_ids,
+                        stop_token_ids=stops,
                         detokenize=False,
                     )
                 )
