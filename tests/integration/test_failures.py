@@ -1,6 +1,8 @@
 """What fails says where: rewards that raise or return none, ranks that raise or die. Real Ray, no model."""
 
 import os
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from verl.single_controller import WorkerGroup
 from verl.single_controller.worker_group import WorkerError
 from verl.trainer.config import PPOConfig, migrate
 from verl.trainer.experience import ExperienceMaker, TrainingError
-from verl.trainer.metrics import reward_metrics
+from verl.trainer.metrics import Timer, reward_metrics
 from verl.utils.config import load
 from verl.utils.tokenizer import get_tokenizer
 
@@ -70,6 +72,33 @@ def test_tolerated_reward_errors_are_counted_and_score_zero(ray_session, tiny_mo
         "reward/refusal": pytest.approx(1 / 3),
         "reward/recall": 0.5,
     }
+
+
+def test_online_filtering_draws_until_enough_groups_lie_inside_its_bounds(ray_session, tiny_model, tmp_path):
+    words = ["online_filtering=true", "filter_key=refusal", "filter_low=0.2", "filter_high=0.8"]
+    words = [f"algorithm.{word}" for word in words] + ["data.mini_rollout_batch_size=4", "worker.rollout.n=2"]
+    maker = experience(tiny_model, tmp_path, "too_few", *words, "trainer.max_try_make_batch=3")
+    means, drawn = [0.2, 0.5, 0.8, 0.5], []
+
+    def scored(count):
+        """``count`` groups of two with the next of these means, over and over."""
+        drawn.append(count)
+        scores = [{"overall": 0.0, "refusal": mean + off} for mean in means for off in (-0.1, 0.1)]
+        batch = two_samples().repeat(count)
+        uids = [f"{len(drawn)}-{group}" for group in range(count) for _ in range(2)]
+        batch.non_tensor_batch |= {"uid": object_array(uids), "reward": object_array(scores)}
+        return batch
+
+    maker.loader = SimpleNamespace(next=lambda count: count)
+    maker._sample_and_score = lambda count, step, timer: scored(count)
+    with pytest.raises(TrainingError, match="after 3 draws online filtering has kept 12 of 16 samples; widen"):
+        maker.collect(1, Timer(), {})
+    assert drawn == [4, 4, 4]
+    metrics = {}
+    maker.config = replace(maker.config, trainer=replace(maker.config.trainer, max_try_make_batch=-1))
+    batch = maker.collect(2, Timer(), metrics)
+    assert len(batch) == 16 and {uid.split("-")[1] for uid in batch.non_tensor_batch["uid"]} == {"1", "3"}
+    assert (metrics["filter/draws"], metrics["filter/kept"]) == (4, 0.5)
 
 
 def test_a_filter_on_no_part_of_the_reward_is_named(ray_session, tiny_model, tmp_path):

@@ -1,12 +1,14 @@
 """Whole runs of the trainer: Ray, FSDP2 and vLLM on tiny models, in one or two ranks."""
 
 import json
+import shutil
 
 import pytest
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.training_kit import arguments, metrics_of, run_cli, train
+from verl.trainer.experience import TrainingError
 
 VALIDATING = ("trainer.val_freq=3", "trainer.val_before_train=true", "trainer.val_generations_to_log=4")
 VALIDATING += ("worker.actor.model.override_config.rms_norm_eps=1e-3",)
@@ -69,15 +71,42 @@ def test_a_finished_run_leaves_everything_a_user_looks_for(two_ranks, tiny_model
 
 
 def test_one_rank_samples_and_learns_the_same(two_ranks, ray_session, folder, tiny_model):
-    train(*arguments(tiny_model, folder, "one", *VALIDATING, "trainer.n_gpus_per_node=1"))
+    changes = ("trainer.n_gpus_per_node=1", "data.val_batch_size=7", "worker.actor.fsdp.enable_rank0_init=false")
+    train(*arguments(tiny_model, folder, "one", *VALIDATING, *changes))
     close(metrics_of(folder / "one"), metrics_of(two_ranks), 1e-4)
     texts = [(run / "dialogues/step_3.jsonl").read_text() for run in (folder / "one", two_ranks)]
     assert texts[0] == texts[1]
 
 
-def test_an_engine_over_two_ranks_samples_and_learns_the_same(two_ranks, ray_session, folder, tiny_model):
-    train(*arguments(tiny_model, folder, "tp", *VALIDATING, "worker.rollout.tensor_parallel_size=2"))
+def test_an_engine_over_two_ranks_samples_and_learns_the_same(two_ranks, folder, tiny_model):
+    """And so does one that takes little at a time and logs its speed, with files read and written elsewhere."""
+    (folder / "tokenizer").mkdir()
+    for path in tiny_model.glob("*token*"):
+        shutil.copy(path, folder / "tokenizer")
+    shutil.copy(tiny_model / "chat_template.jinja", folder / "chat.jinja")
+    changes = [
+        "worker.rollout.tensor_parallel_size=2",
+        "worker.rollout.enable_chunked_prefill=false",
+        "worker.rollout.max_num_batched_tokens=90",
+        "worker.rollout.disable_log_stats=false",
+        f"worker.actor.model.tokenizer_path={folder / 'tokenizer'}",
+        f"data.override_chat_template={folder / 'chat.jinja'}",
+        f"trainer.save_checkpoint_path={folder / 'elsewhere'}",
+        f"trainer.ray_timeline={folder / 'timeline.json'}",
+    ]
+    output = run_cli(arguments(tiny_model, folder, "tp", *VALIDATING, *changes), VLLM_LOG_STATS_INTERVAL="0.05")
     close(metrics_of(folder / "tp"), metrics_of(two_ranks), 1e-3)
+    assert "Avg generation throughput" in output
+    assert (folder / "elsewhere" / "global_step_3" / "actor" / "huggingface" / "tokenizer.json").is_file()
+    assert not (folder / "tp" / "checkpoints").exists()
+    timeline = json.loads((folder / "timeline.json").read_text())
+    assert any("update_actor" in event["name"] for event in timeline), timeline
+
+
+def test_a_run_whose_losses_are_not_finite_ends(ray_session, folder, tiny_model):
+    changes = ("algorithm.kl_coef=1e39", "trainer.max_steps=9", "trainer.max_nonfinite_steps=1")
+    with pytest.raises(TrainingError, match="step 2: 2 optimiser steps had a non-finite loss or gradient; lower"):
+        train(*arguments(tiny_model, folder, "diverged", *changes))
 
 
 def test_a_rank_on_each_of_two_machines_learns_the_same(two_machines, two_ranks, folder, tiny_model):

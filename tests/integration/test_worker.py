@@ -16,7 +16,7 @@ from verl.trainer.data_loader import PromptLoader
 from verl.utils.config import load
 from verl.utils.dataset import RLHFDataset
 from verl.workers.fsdp_workers import FSDPWorker
-from verl.workers.sharding_manager.fsdp_vllm import StaleWeightsError
+from verl.workers.sharding_manager.fsdp_vllm import DivergedError, StaleWeightsError
 
 SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": -1}
 
@@ -63,6 +63,12 @@ def check_stale_weights_end_the_run(worker) -> None:
         manager.verify(changed)
     with torch.no_grad():
         parameter.sub_(0.3)
+    before = weights(worker)
+    with torch.no_grad():
+        parameter.fill_(float("inf"))
+    with pytest.raises(DivergedError, match="not finite any more.*lower worker.actor.optim.lr"), manager.engine():
+        pass
+    restore(worker, before)
 
 
 def check_samples_do_not_depend_on_batching(worker) -> None:

@@ -304,6 +304,12 @@ def test_over_long_prompts_are_left_out_or_an_error_never_cut(tiny_model, tmp_pa
         dataset(tiny_model, tmp_path, max_prompt_length=limit, filter_overlong_prompts=False)
 
 
+def test_many_rows_are_measured_by_several_processes(tiny_model, tmp_path, monkeypatch):
+    alone = dataset(tiny_model, tmp_path).token_ids
+    monkeypatch.setattr("verl.utils.dataset.MANY_ROWS", 10)
+    assert dataset(tiny_model, tmp_path, filter_overlong_prompts_workers=2).token_ids == alone
+
+
 def test_the_format_prompt_goes_around_the_content_and_is_seen_by_the_reward(tiny_model, tmp_path):
     item = dataset(tiny_model, tmp_path, format_prompt="Please: {{ content }}", max_prompt_length=128)[0]
     assert item["prompt"].startswith("Please: Who wrote book 0?")

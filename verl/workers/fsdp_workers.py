@@ -47,6 +47,8 @@ class FSDPWorker:
         logging.basicConfig(level=logging.INFO, format=f"[rank {rank}] %(levelname)s %(name)s: %(message)s")
         for name in ("vllm", "torch._library"):  # on CPU they warn of every GPU feature that they do without
             logging.getLogger(name).setLevel(logging.ERROR)
+        if not config.worker.rollout.disable_log_stats:
+            os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO")  # the level of the engine's statistics
         warnings.filterwarnings("ignore", category=FutureWarning)
         self.config, self.rank, self.training_steps = config, rank, training_steps
 

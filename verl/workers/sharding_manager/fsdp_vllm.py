@@ -22,6 +22,10 @@ class StaleWeightsError(RuntimeError):
     """The engine's weights are not the actor's."""
 
 
+class DivergedError(RuntimeError):
+    """The actor's weights are no numbers any more."""
+
+
 class FSDPVLLMShardingManager:
     """Owns the hand-over between one actor module and one engine.
 
@@ -50,6 +54,11 @@ class FSDPVLLMShardingManager:
     def engine(self) -> Iterator[VLLMRollout]:
         """The engine with the actor's weights in it; asleep again afterwards."""
         expected = self.score(self.tokens)
+        if not torch.isfinite(expected).all():
+            raise DivergedError(
+                "the actor's log-probabilities are not finite any more, its weights grew too large; lower "
+                "worker.actor.optim.lr, and go on from an earlier checkpoint"
+            )
         self.rollout.wake_up("weights")
         self._load()
         self.rollout.wake_up("kv_cache")
