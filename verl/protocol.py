@@ -22,7 +22,9 @@ Batch keys. B samples = P prompts x n rollouts, S prompt tokens (padded left), T
 | values | float32 (B, T) | critic | GAE, value clipping |
 | token_level_scores | float32 (B, T), on the last response token | reward | KL in the reward, online filter, replay |
 | token_level_rewards | float32 (B, T) | trainer (scores minus KL) | advantage estimators |
+| reward_baselines | float32 (B,), the greedy response's reward | reward | ReMax |
 | advantages, returns | float32 (B, T) | core_algos | actor, critic |
+| loss_weights | float32 (B, T), 1 for rows of this step | trainer, under replay | policy loss |
 
 | non-tensor key | each row | written by | read by |
 | --- | --- | --- | --- |
@@ -31,7 +33,9 @@ Batch keys. B samples = P prompts x n rollouts, S prompt tokens (padded left), T
 | prompt | str or list of messages | utils.dataset | reward, dialogue log |
 | ground_truth | the row's `solution` | utils.dataset | reward |
 | split | "forget" or "boundary" | utils.dataset | reward, metrics, normalize_by_split |
-| every other column of the row | as in the file | utils.dataset | reward |
+| row | int, its number in the files | utils.dataset | uid, noisy twins |
+| extra | dict of the row's other columns | utils.dataset | reward (as columns of their own) |
+| reward | dict of the reward's parts | reward | metrics, online filter |
 """
 
 import copy

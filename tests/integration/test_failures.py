@@ -1,6 +1,7 @@
 """What fails says where: rewards that raise or return none, ranks that raise or die. Real Ray, no model."""
 
 import os
+import time
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -132,6 +133,12 @@ class FragileWorker:
         if self.rank == rank:
             os._exit(1)
 
+    def die_behind_a_complaint(self, rank):
+        if self.rank != rank:
+            raise RuntimeError("connection reset by peer")
+        time.sleep(1)
+        os._exit(1)
+
 
 @pytest.fixture
 def group(ray_session):
@@ -154,3 +161,8 @@ def test_a_rank_that_raises_is_named(group):
 def test_a_rank_that_dies_is_named(group):
     with pytest.raises(WorkerError, match="rank 1 died in die"):
         group.all("die", 1)
+
+
+def test_a_rank_that_dies_is_named_although_another_complains_first(group):
+    with pytest.raises(WorkerError, match="rank 1 died in die_behind_a_complaint"):
+        group.all("die_behind_a_complaint", 1)

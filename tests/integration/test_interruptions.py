@@ -1,5 +1,6 @@
 """Runs that are stopped or killed: nothing stays behind, and the resumed run equals an undisturbed one bit for bit."""
 
+import json
 import re
 import shutil
 import signal
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.training_kit import arguments, descendants, metrics_of, run_cli, start_cli, train, wait_for
+from verl.utils.checkpoint import CHECKPOINT_TRACKER
 
 STEPS = ("trainer.max_steps=6", "trainer.save_freq=2", "trainer.save_limit=2", "trainer.val_freq=2")
 WEIGHTS = "checkpoints/global_step_6/actor/huggingface/model.safetensors"
@@ -113,3 +115,5 @@ def test_two_ranks_resumed_on_one_go_on_alike(ray_session, folder, tiny_model, u
     assert [row["step"] for row in rows] == [row["step"] for row in expected] == [5, 6]
     for key in ("reward/overall", "actor/grad_norm", "val/reward/overall"):
         assert rows[-1][key] == pytest.approx(expected[-1][key], rel=1e-3), key
+    tracker = json.loads((folder / "one" / "checkpoints" / CHECKPOINT_TRACKER).read_text())
+    assert tracker["best_global_step"] == 6  # of this run, whose folder has no other

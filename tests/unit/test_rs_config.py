@@ -36,6 +36,13 @@ def test_a_dry_run_does_the_arithmetic_and_writes_nothing(files, tmp_path, capsy
     assert not (tmp_path / "out").exists()
 
 
+def test_a_model_that_is_nowhere_is_named(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main([*files, "model=nobody/has-this"]) == 2
+    assert "model nobody/has-this: is neither a folder with a tokenizer nor" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
 def test_all_problems_come_in_one_message(files, tmp_path, capsys):
     bad = tmp_path / "bad.json"
     bad.write_text(json.dumps([ROWS[0], {"instruction": "Who?"}, {"text": "  "}]))

@@ -1,6 +1,7 @@
 """What a run is given: settings, files and rows. Everything that is wrong is said at once, and nothing is started."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 
@@ -277,6 +278,21 @@ def test_shards_divide_over_the_ranks(tiny_model, tmp_path, role):
         config(tiny_model, tmp_path, f"worker.{role}.fsdp.fsdp_size=3")
 
 
+def test_the_best_step_is_one_that_was_saved(tiny_model, tmp_path, monkeypatch):
+    settings = config(tiny_model, tmp_path, "trainer.val_freq=1", "trainer.save_freq=2")
+    rows = dataset(tiny_model, tmp_path)
+    trainer = RayPPOTrainer(settings, get_tokenizer(str(tiny_model)), rows, rows, total_steps=5)
+    trainer.tracker = SimpleNamespace(log=lambda metrics, step: None)
+    scores, saved = iter([9.0, 1.0, 8.0, 3.0, 2.0]), []
+    monkeypatch.setattr(trainer, "train_step", dict)
+    monkeypatch.setattr(trainer, "validate", lambda: {"val/reward/overall": next(scores)})
+    monkeypatch.setattr(trainer, "save_checkpoint", lambda: saved.append(trainer.step))
+    settings.trainer.run_folder.mkdir()
+    trainer.fit()
+    assert saved == [2, 4, 5]
+    assert trainer.best == {"best_global_step": 4, "best_val_reward_score": 3.0}
+
+
 def test_validation_needs_rows(tiny_model, tmp_path):
     with pytest.raises(ConfigError, match="val_only=true: there is nothing to validate"):
         config(tiny_model, tmp_path, "trainer.val_only=true", "data.val_files=")
@@ -363,5 +379,5 @@ def test_a_model_that_is_nowhere_is_named_with_exit_code_2(tiny_model, tmp_path,
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     words = ["worker.actor.model.model_path=nobody/has-this", "trainer.logger=[]"]
     assert main(arguments(tiny_model, tmp_path, "run", *words)) == 2
-    assert "model_path=nobody/has-this: is neither a folder here nor" in capsys.readouterr().err
+    assert "model nobody/has-this: is neither a folder with a tokenizer nor" in capsys.readouterr().err
     assert not (tmp_path / "run").exists()

@@ -13,8 +13,15 @@ from .placement import place_ranks
 logger = logging.getLogger(__name__)
 
 
+NEWS_OF_A_DEATH_S = 5.0
+
+
 class WorkerError(RuntimeError):
     """A rank raised or died."""
+
+
+class RankDied(WorkerError):
+    """A rank's process is gone."""
 
 
 class WorkerGroup:
@@ -66,21 +73,32 @@ class WorkerGroup:
         """All results; the first rank that fails ends the wait for the others, which may hang in a collective."""
         pending = list(calls)
         while pending:
-            done, pending = ray.wait(pending, num_returns=1)
-            self._check(done[0], calls.index(done[0]), method)
+            [call], pending = ray.wait(pending, num_returns=1)
+            if failure := _failure(call, calls.index(call), method):
+                # A rank that dies breaks the collectives of the others, whose complaints may arrive before the news.
+                wait_s = 0 if isinstance(failure, RankDied) else NEWS_OF_A_DEATH_S
+                others = ray.wait(pending, num_returns=len(pending), timeout=wait_s)[0] if pending else []
+                failures = [_failure(other, calls.index(other), method) for other in others]
+                raise next((other for other in failures if isinstance(other, RankDied)), failure)
         return ray.get(calls)
-
-    def _check(self, call: ray.ObjectRef, rank: int, method: str) -> None:
-        try:
-            ray.get(call)
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause if isinstance(getattr(error, "cause", None), BaseException) else error
-            raise WorkerError(f"rank {rank} failed in {method}: {type(cause).__name__}: {cause}") from error
-        except ray.exceptions.RayActorError as error:
-            raise WorkerError(f"rank {rank} died in {method}: {error}") from error
 
     def shutdown(self) -> None:
         """End the processes at once, and give their place back."""
         for worker in self.workers:
             ray.kill(worker)  # Asked to leave, a rank takes its libraries down first: ten seconds on busy cores.
         ray.util.remove_placement_group(self.group)
+
+
+def _failure(call: ray.ObjectRef, rank: int, method: str) -> WorkerError | None:
+    """What went wrong in a call that has ended."""
+    try:
+        ray.get(call)
+        return None
+    except ray.exceptions.RayTaskError as error:
+        cause = error.cause if isinstance(getattr(error, "cause", None), BaseException) else error
+        failure = WorkerError(f"rank {rank} failed in {method}: {type(cause).__name__}: {cause}")
+        failure.__cause__ = error
+    except ray.exceptions.RayActorError as error:
+        failure = RankDied(f"rank {rank} died in {method}: {error}")
+        failure.__cause__ = error
+    return failure

@@ -238,7 +238,7 @@ class TrainerConfig:
     find_last_checkpoint: bool = True
     """go on from the last whole checkpoint in save_checkpoint_path"""
     best_key: str = "val/reward/overall"
-    """validation metric that the best checkpoint is chosen by (higher is better)"""
+    """validation metric that the best of the saved checkpoints is chosen by (higher is better)"""
     max_nonfinite_steps: int = 3
     """optimiser steps with a non-finite loss or gradient (each is skipped) that end the run"""
     tolerate_reward_errors: bool = False

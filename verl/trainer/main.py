@@ -56,13 +56,7 @@ def run(config: PPOConfig) -> int:
     from .ray_trainer import RayPPOTrainer
 
     data, model = config.data, config.worker.actor.model
-    try:
-        tokenizer = get_tokenizer(model.tokenizer, data.override_chat_template, model.trust_remote_code)
-    except OSError as error:  # of transformers, where there is neither a folder nor a hub that has it
-        raise ConfigError(
-            f"worker.actor.model.model_path={model.tokenizer}: is neither a folder here nor a model that the hub "
-            f"gives: {error}"
-        ) from error
+    tokenizer = get_tokenizer(model.tokenizer, data.override_chat_template, model.trust_remote_code)
     check_overrides(config)
     train, noisy, val = read_datasets(config, tokenizer)
     plan = make_plan(config, train.used_rows, val.used_rows if val else [])

@@ -119,10 +119,12 @@ class RayPPOTrainer:
                 self.step += 1
                 metrics = self.train_step()
                 last = self.step == self.total_steps
+                saves = last or (trainer.save_freq > 0 and self.step % trainer.save_freq == 0)
                 if self.val and trainer.val_freq > 0 and (last or self.step % trainer.val_freq == 0):
                     metrics |= self.validate()
-                    self._note_best(metrics)
-                if last or (trainer.save_freq > 0 and self.step % trainer.save_freq == 0):
+                    if saves:  # the best step must be one that can be loaded
+                        self._note_best(metrics)
+                if saves:
                     self.save_checkpoint()
                 self.tracker.log(metrics, self.step)
                 bar.set_postfix_str(progress_line(metrics))
@@ -256,7 +258,7 @@ class RayPPOTrainer:
         return reward_metrics(scores, [one["split"] for one in dialogues], prefix="val/reward")
 
     def _note_best(self, metrics: dict[str, float]) -> None:
-        """Remember the step whose validation is best; among equals the latest, which has learnt more."""
+        """Remember the saved step whose validation is best; among equals the latest, which has learnt more."""
         score = self._score_of(metrics)
         if score >= self.best.get("best_val_reward_score", float("-inf")):
             self.best = {"best_global_step": self.step, "best_val_reward_score": score}
@@ -302,7 +304,9 @@ class RayPPOTrainer:
             return
         state = json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
         self.workers.all("load_checkpoint", str(folder.absolute()))
-        self.step, self.best, self.experience.reward_errors = state["step"], state["best"], state["reward_errors"]
+        self.step, self.experience.reward_errors = state["step"], state["reward_errors"]
+        if folder.parent.resolve() == self.config.trainer.checkpoint_folder.resolve():
+            self.best = state["best"]  # another run's best step has no folder here
         self.loader.load_state_dict(state["loader"])
         self.kl.load_state_dict(state["kl"])
         if self.replay is not None and "replay" in state:

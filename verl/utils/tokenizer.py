@@ -3,6 +3,8 @@
 from pathlib import Path
 from typing import Any
 
+from .errors import ConfigError
+
 
 def get_tokenizer(
     model_path: str, override_chat_template: str | None = None, trust_remote_code: bool = False, **kwargs: Any
@@ -11,10 +13,18 @@ def get_tokenizer(
 
     Args:
         override_chat_template: a jinja template, or the path of a file that holds one.
+
+    Raises:
+        ConfigError: there is no tokenizer under this name, neither here nor on the hub.
     """
     from transformers import AutoTokenizer
 
-    tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code, **kwargs)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code, **kwargs)
+    except OSError as error:
+        raise ConfigError(
+            f"model {model_path}: is neither a folder with a tokenizer nor a model that the hub gives: {error}"
+        ) from error
     if override_chat_template is not None:
         tokenizer.chat_template = read_template(override_chat_template)
     if tokenizer.pad_token_id is None:
