@@ -1,6 +1,5 @@
 """The ranks as the driver sees them: call a method on all, or share a batch out and put the answers together."""
 
-import logging
 import os
 from typing import Any
 
@@ -10,10 +9,8 @@ from ray.util.scheduling_strategies import PlacementGroupSchedulingStrategy
 from ..protocol import DataProto
 from .placement import place_ranks
 
-logger = logging.getLogger(__name__)
-
-
 NEWS_OF_A_DEATH_S = 5.0
+"""how long a rank's failure waits for the news that another one died"""
 
 
 class WorkerError(RuntimeError):

@@ -309,11 +309,9 @@ class _Estimator:
 def describe(config: "PPOConfig", rows: list[Mapping[str, Any]]) -> list[str]:
     """The estimate of a configuration on this machine, as lines; or the reason why there is none."""
     worker = config.worker
-    paths = {"actor": worker.actor.model.model_path}
-    paths |= {"ref": worker.ref.model.model_path or paths["actor"]}
-    paths |= {"critic": worker.critic.model.model_path or paths["actor"]}
+    models = {role: worker.model_of(role) for role in ("actor", "ref", "critic")}
     try:
-        shapes = {name: _shape(path, worker.actor.model.override_config) for name, path in paths.items()}
+        shapes = {role: _shape(model.model_path, model.override_config) for role, model in models.items()}
         lengths = [len(str(row[config.data.prompt_key])) for row in rows]
         # Chat markup, about; a template of one's own is not looked at.
         prompt = 8 + sum(lengths) // max(1, len(lengths)) // CHARACTERS_PER_TOKEN

@@ -7,7 +7,6 @@ import logging
 import os
 import signal
 import sys
-from dataclasses import replace
 from typing import Any
 
 from ..utils.config import load, to_yaml
@@ -88,14 +87,12 @@ def run(config: PPOConfig) -> int:
 
 def check_overrides(config: PPOConfig) -> None:
     """Raise ConfigError for an ``override_config`` that the model would ignore."""
-    roles = [config.worker.actor] + ([config.worker.critic] if config.use_critic else [])
-    if not any(role.model.override_config for role in roles):
-        return
-    from ..utils.model import load_config  # takes a second
+    for role in ("actor", "critic") if config.use_critic else ("actor",):
+        model = config.worker.model_of(role)
+        if model.override_config:
+            from ..utils.model import load_config  # takes a second
 
-    for role in roles:
-        path = role.model.model_path or config.worker.actor.model.model_path
-        load_config(replace(role.model, model_path=path))
+            load_config(model)
 
 
 def read_datasets(config: PPOConfig, tokenizer: Any) -> tuple[Any, Any, Any]:

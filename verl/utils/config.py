@@ -6,7 +6,6 @@ references are OmegaConf's; the types are checked here, because OmegaConf stops 
 """
 
 import dataclasses
-import difflib
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -17,7 +16,7 @@ import yaml
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from .errors import ConfigError, bullet_list
+from .errors import ConfigError, bullet_list, closest
 
 Config = TypeVar("Config")
 Migration = Callable[[dict[str, Any]], None]
@@ -100,8 +99,8 @@ def _build(cls: type, raw: Any, path: str, problems: list[str]) -> Any:
     fields = {field.name: field for field in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
     for key in raw.keys() - fields.keys():
-        near = difflib.get_close_matches(str(key), fields, n=1)
-        fix = f"did you mean {_join(path, near[0])}?" if near else f"known keys: {', '.join(fields)}"
+        near = closest(key, fields)
+        fix = f"did you mean {_join(path, near)}?" if near else f"known keys: {', '.join(fields)}"
         problems.append(f"{_join(path, key)}={raw[key]!r}: unknown key; {fix}")
     values = {}
     for name, field in fields.items():
@@ -173,8 +172,8 @@ def _coerce_union(hint: Any, value: Any) -> Any:
 def _coerce_choice(choices: tuple, value: Any) -> Any:
     if value in choices:
         return value
-    near = difflib.get_close_matches(str(value), [str(choice) for choice in choices], n=1)
-    hint = f" (did you mean {near[0]}?)" if near else ""
+    near = closest(value, choices)
+    hint = f" (did you mean {near}?)" if near else ""
     raise TypeError(f"must be one of {', '.join(map(str, choices))}{hint}")
 
 

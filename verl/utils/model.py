@@ -3,7 +3,6 @@
 What FSDP does to a module is ``verl.utils.fsdp``'s; what is computed with it is the actor's and the critic's.
 """
 
-import difflib
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClas
 
 from ..workers.config import FSDPConfig, ModelConfig
 from .attention import PACKED
-from .errors import ConfigError
+from .errors import ConfigError, closest
 from .fsdp import load_full_state, shard
 from .vllm_env import has_accelerator
 
@@ -48,8 +47,8 @@ def load_config(model: ModelConfig) -> PretrainedConfig:
     config = AutoConfig.from_pretrained(model.model_path, trust_remote_code=model.trust_remote_code)
     for key, value in model.override_config.items():
         if not hasattr(config, key):
-            near = difflib.get_close_matches(key, config.to_dict(), n=1)
-            hint = f"did you mean {near[0]}?" if near else f"it has {', '.join(sorted(config.to_dict()))}"
+            near = closest(key, config.to_dict())
+            hint = f"did you mean {near}?" if near else f"it has {', '.join(sorted(config.to_dict()))}"
             raise ConfigError(f"model.override_config.{key}={value}: {type(config).__name__} has no such entry; {hint}")
         setattr(config, key, value)
     return config
@@ -131,5 +130,5 @@ def _add_lora(module: torch.nn.Module, model: ModelConfig) -> torch.nn.Module:
         module.enable_input_require_grads()
     adapted = get_peft_model(module, settings, autocast_adapter_dtype=False)
     if value_head:  # zeros, which PEFT freezes: no adapter could learn behind them
-        adapted.base_model.model.score.requires_grad_(True)
+        module.score.requires_grad_(True)
     return adapted

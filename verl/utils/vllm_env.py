@@ -15,16 +15,19 @@ def has_accelerator() -> bool:
     return torch.cuda.is_available()
 
 
-def load(kv_cache_gib: int = 1) -> ModuleType:
+def load(*, log_stats: bool = False) -> ModuleType:
     """Import vLLM, in the environment that it must find; a variable that the user set stays as it is.
 
     The engine runs inside the worker process (no multiprocessing), so that it can read the trainer's weights. On CPU
     the threads are left unbound: binding would pin every rank of one machine to the same cores.
+
+    Args:
+        log_stats: let vLLM log at the level of its engine's statistics. Only the first call in a process decides.
     """
     os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "WARNING" if has_accelerator() else "ERROR")
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO" if log_stats else "WARNING" if has_accelerator() else "ERROR")
     if not has_accelerator():
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", str(kv_cache_gib))
+        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
         os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
         # Even an eager engine compiles one small function of its sampler, which takes seconds and a C++ compiler.
         torch.compiler.set_stance("force_eager")

@@ -1,6 +1,6 @@
 """Settings of the workers. Keys, meanings and units are EasyR1's; where a default differs, the docstring says why."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 Dtype = Literal["auto", "bf16", "fp16", "fp32"]
@@ -292,6 +292,14 @@ class WorkerConfig:
     ref: RefConfig = field(default_factory=RefConfig)
     reward: RewardConfig = field(default_factory=RewardConfig)
     rollout: RolloutConfig = field(default_factory=RolloutConfig)
+
+    def model_of(self, role: str) -> ModelConfig:
+        """What ``actor``, ``critic`` or ``ref`` is built from: the reference is the actor's model without adapters, and
+        both the reference and the critic start from the actor's weights unless they name others."""
+        path = getattr(self, role).model.model_path or self.actor.model.model_path
+        if role == "ref":
+            return replace(self.actor.model, model_path=path, lora=replace(self.actor.model.lora, rank=0))
+        return replace(getattr(self, role).model, model_path=path)
 
     def problems(self) -> list[str]:
         return [] if self.hybrid_engine else ["hybrid_engine=false: workers always share devices here; set true"]

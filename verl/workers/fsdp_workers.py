@@ -10,7 +10,6 @@ import socket
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ from ..utils.fsdp import build_mesh, move_module, move_optimizer
 from ..utils.memory import MemoryMeter
 from ..utils.tokenizer import get_tokenizer
 from ..utils.ulysses import SequenceParallel, head_problem
-from .config import MAX_SEQUENCES, BatchConfig, ModelConfig
+from .config import MAX_SEQUENCES, BatchConfig
 
 logger = logging.getLogger(__name__)
 
@@ -47,8 +46,6 @@ class FSDPWorker:
         logging.basicConfig(level=logging.INFO, format=f"[rank {rank}] %(levelname)s %(name)s: %(message)s")
         for name in ("vllm", "torch._library"):  # on CPU they warn of every GPU feature that they do without
             logging.getLogger(name).setLevel(logging.ERROR)
-        if not config.worker.rollout.disable_log_stats:
-            os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO")  # the level of the engine's statistics
         warnings.filterwarnings("ignore", category=FutureWarning)
         self.config, self.rank, self.training_steps = config, rank, training_steps
 
@@ -81,7 +78,8 @@ class FSDPWorker:
         from ..utils.model import load_config
 
         disable_progress_bar()
-        vllm_env.load()  # before the meter starts: libraries do not count as memory of the run
+        # Before the meter starts: libraries do not count as memory of the run.
+        vllm_env.load(log_stats=not self.config.worker.rollout.disable_log_stats)
         self.memory = MemoryMeter(on_gpu=self.on_gpu)
         worker = self.config.worker
         model = worker.actor.model
@@ -121,13 +119,9 @@ class FSDPWorker:
 
         settings, ref = self.config.worker.actor, self.config.worker.ref
         fsdp = settings.fsdp if trained else ref.fsdp
-        model = settings.model
-        if not trained:
-            path = ref.model.model_path or model.model_path
-            model = replace(model, model_path=path, lora=replace(model.lora, rank=0))
         bf16 = settings.optim.strategy == "adamw_bf16"
         module = build_model(
-            model,
+            self.config.worker.model_of("actor" if trained else "ref"),
             fsdp,
             build_mesh(self.device.type, fsdp.fsdp_size),
             trainable=trained,
@@ -153,7 +147,7 @@ class FSDPWorker:
 
         settings = self.config.worker.critic
         module = build_model(
-            self._model("critic"),
+            self.config.worker.model_of("critic"),
             settings.fsdp,
             build_mesh(self.device.type, settings.fsdp.fsdp_size),
             trainable=True,
@@ -295,7 +289,8 @@ class FSDPWorker:
             for name, role in self._trained_roles().items():
                 settings = getattr(self.config.worker, name).offload
                 self._load(role, settings, optimizer=True)
-                save_role(role, Path(folder) / name, self.tokenizer, self._model(name), model_only=model_only)
+                model = self.config.worker.model_of(name)
+                save_role(role, Path(folder) / name, self.tokenizer, model, model_only=model_only)
                 self._offload(role, settings)
 
     def load_checkpoint(self, folder: str) -> None:
@@ -317,11 +312,6 @@ class FSDPWorker:
 
     def _trained_roles(self) -> dict[str, Any]:
         return {"actor": self.actor} | ({"critic": self.critic} if self.critic else {})
-
-    def _model(self, name: str) -> ModelConfig:
-        """A trained role's model; a critic without a path starts from the actor's."""
-        model = getattr(self.config.worker, name).model
-        return replace(model, model_path=model.model_path or self.config.worker.actor.model.model_path)
 
 
 def eos_token_ids(model_path: str, tokenizer: Any) -> list[int]:

@@ -5,7 +5,6 @@ input is a dict with ``response``, ``response_length`` (tokens), ``ground_truth`
 and the row's other columns; the result is a dict of numbers with ``overall``.
 """
 
-import difflib
 import importlib.util
 import inspect
 import math
@@ -15,7 +14,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
-from ...utils.errors import ConfigError, DataError
+from ...utils.errors import ConfigError, DataError, closest
 from ..config import RewardConfig
 
 RewardInput = dict[str, Any]
@@ -74,8 +73,8 @@ def _argument_problems(function: Callable, arguments: dict[str, Any]) -> list[st
         if name not in known:
             found.append(f"{name}={value!r}: the function takes no such argument; it takes {', '.join(known)}")
         elif choices and value not in choices:
-            near = difflib.get_close_matches(str(value), map(str, choices), n=1)
-            hint = f" (did you mean {near[0]}?)" if near else ""
+            near = closest(value, choices)
+            hint = f" (did you mean {near}?)" if near else ""
             found.append(f"{name}={value!r}: must be one of {', '.join(map(str, choices))}{hint}")
     for parameter in parameters:
         if parameter.default is inspect.Parameter.empty and parameter.name not in arguments:
