@@ -63,7 +63,7 @@ class RSConfig:
     max_grad_norm: float = 1.0
     """gradients are scaled down to this norm"""
     optimizer: Literal["adamw", "adamw_bf16"] = "adamw"
-    """``adamw_bf16``: bf16 weights and moments with Kahan summation, a third of the memory"""
+    """``adamw_bf16``: bf16 weights with their lower 16 bits beside them, three quarters of the memory"""
     precision: Dtype = "bf16"
     """type of the arithmetic, the weights staying fp32; ``auto``: bf16 where the hardware is faster at it"""
     lora_rank: int = 0

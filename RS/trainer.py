@@ -26,7 +26,8 @@ from verl.utils.config import to_dict
 from verl.utils.fsdp import clip_grad_norm
 from verl.utils.log_probs import log_probs_and_entropy
 from verl.utils.logger import Tracker
-from verl.workers.checkpointing import save_hf_folder
+from verl.utils.model import as_reference
+from verl.workers.checkpointing import ADAPTER, save_adapter, save_hf_folder
 from verl.workers.forward import ResponseOutputs, forward_responses
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,9 @@ class RSTrainer:
         self.module = build(config, device, trainable=True)
         self.parameters = [param for param in self.module.parameters() if param.requires_grad]
         self.optimizer, self.scheduler = build_training(self.module, config, self.steps)
-        self.reference = build(config, device, trainable=False) if config.retain_loss == "klr" else None
+        self.reference = None
+        if config.retain_loss == "klr":
+            self.reference = self.module if config.lora_rank else build(config, device, trainable=False)
         self.reference_log_probs: list[torch.Tensor] = []
         self.skipped = 0
 
@@ -160,7 +163,7 @@ class RSTrainer:
         if self.config.retain_loss == "gdr":
             return objectives.rejection(self._log_probs(sequences))
         batch = collate(sequences, self.tokenizer.pad_token_id, self.device)
-        with torch.no_grad():
+        with as_reference(self.reference):
             reference_NV = self._forward(self.reference, batch).logits_nV
         return objectives.kl_to_reference(self._forward(self.module, batch).logits_nV, reference_NV)
 
@@ -196,8 +199,9 @@ class RSTrainer:
         return scores
 
     def save(self, folder: Path) -> None:
-        """Write the model (adapters merged) as a Hugging Face folder, whole or not at all."""
+        """Write the model (adapters merged, and in a PEFT folder beside) as a Hugging Face folder, or nothing."""
         beside = nullcontext(folder.with_name(folder.name + PARTIAL))
         with write_errors(folder), staging_dir(folder) if self.rank == 0 else beside as partial:
             save_hf_folder(self.module, partial, self.tokenizer, model_config(self.config))
+            save_adapter(self.module, partial / ADAPTER)
         dist.barrier()

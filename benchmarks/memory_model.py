@@ -39,13 +39,14 @@ COMMON = [
     "algorithm.use_kl_loss=true",
 ]
 TIGHT = ["worker.actor.optim.strategy=adamw_bf16", "worker.rollout.gpu_memory_utilization=0.5"]
-LORA = ["worker.actor.model.lora.rank=64", "worker.actor.fsdp.torch_dtype=bf16"]
+LORA = ["worker.actor.model.lora.rank=64"]
 SETUPS = [
     ("8B, 1 GPU, all weights", "8B", 1, 1, 1, TIGHT),
     ("8B, 1 GPU, optimiser on the host", "8B", 1, 1, 1, [*TIGHT, "worker.actor.fsdp.enable_cpu_offload=true"]),
     ("8B, 1 GPU, LoRA of rank 64", "8B", 1, 1, 1, LORA),
     ("8B, 4 GPUs", "8B", 1, 4, 1, []),
     ("8B, 8 GPUs", "8B", 1, 8, 1, []),
+    ("8B, 8 GPUs, gradients reduced once", "8B", 1, 8, 1, ["worker.actor.fsdp.defer_gradient_reduction=true"]),
     ("8B, 8 GPUs, fsdp_size=4", "8B", 1, 8, 1, ["worker.actor.fsdp.fsdp_size=4", "worker.ref.fsdp.fsdp_size=4"]),
     ("70B, 4 x 8 GPUs", "70B", 4, 8, 4, []),
     ("70B, 4 x 8 GPUs, micro-batches of 4", "70B", 4, 8, 4, ["worker.actor.micro_batch_size_per_device_for_update=4"]),
@@ -76,7 +77,7 @@ def main() -> None:
     for title, (one, _) in found.items():
         cells = [f"{one.total(phase) / GIB:.1f}" for phase in phases]
         cells[-1] += " (too much)" if one.peak > GPU.memory else ""
-        print(f"| {title} | {' | '.join(cells)} | {one.host_load / GIB:.0f} | {sum(one.seconds.values()):.0f} |")
+        print(f"| {title} | {' | '.join(cells)} | {one.host_load / GIB:.1f} | {sum(one.seconds.values()):.0f} |")
     for title, (one, changes) in found.items():
         print(f"\n{title}: {' '.join(changes) or 'nothing else'}")
         print("\n".join(one.lines()))

@@ -5,15 +5,15 @@ tokens, KL to a reference, fp32, one rank. The first step warms everything up an
 """
 
 import argparse
+import json
 import logging
 import tempfile
-import time
 from pathlib import Path
 
 from _kit import mean_seconds, random_model, train, write_rows
 
 PROMPTS, ROLLOUTS, TOKENS, STEPS = 32, 8, 64, 3
-PHASES = ("gen", "reward", "old", "ref", "adv", "update_actor")
+PHASES = ("sync", "gen", "reward", "old", "ref", "adv", "update_actor")
 
 
 def ours(folder: Path) -> dict[str, float]:
@@ -35,50 +35,17 @@ def ours(folder: Path) -> dict[str, float]:
 
 def trl(folder: Path) -> dict[str, float]:
     """Mean seconds of TRL's step (generation by transformers: its vLLM mode needs a GPU)."""
-    import json
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
-    from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
-    from trl import GRPOConfig, GRPOTrainer
-
-    class Stopwatch(TrainerCallback):
-        seconds: list[float] = []
-
-        def on_step_begin(self, *_, **__):
-            self.start = time.perf_counter()
-
-        def on_step_end(self, *_, **__):
-            self.seconds.append(time.perf_counter() - self.start)
+    from tests.gpu.peer import ON_CPU, trl_seconds
 
     rows = json.loads((folder / "rows.json").read_text())
-    settings = GRPOConfig(
-        output_dir=str(folder / "trl"),
-        per_device_train_batch_size=64,
-        gradient_accumulation_steps=PROMPTS * ROLLOUTS // 64,
-        num_generations=ROLLOUTS,
-        max_completion_length=TOKENS,
-        generation_kwargs={"min_new_tokens": TOKENS},
-        max_steps=STEPS,
-        beta=0.01,
-        bf16=False,
-        use_cpu=True,
-        report_to=[],
-        save_strategy="no",
-        logging_steps=1000,
-        gradient_checkpointing=False,
-        disable_tqdm=True,
-    )
-    trainer = GRPOTrainer(
-        model=AutoModelForCausalLM.from_pretrained(folder / "model"),
-        reward_funcs=lambda completions, **_: [float(len(str(text)) % 7) for text in completions],
-        args=settings,
-        train_dataset=Dataset.from_list([{"prompt": row["prompt"]} for row in rows] * 8),
-        processing_class=AutoTokenizer.from_pretrained(folder / "model"),
-        callbacks=[Stopwatch()],
-    )
-    trainer.train()
-    steady = Stopwatch.seconds[1:]
-    return {"step": sum(steady) / len(steady)}
+    sizes = {"prompts_a_step": PROMPTS, "rollouts": ROLLOUTS, "tokens": TOKENS, "micro": 64, "steps": STEPS}
+    model = AutoModelForCausalLM.from_pretrained(folder / "model")
+    prompts = [row["prompt"] for row in rows] * 8
+    tokenizer = AutoTokenizer.from_pretrained(folder / "model")
+    seconds = trl_seconds(model, tokenizer, prompts, folder / "trl", **sizes, **ON_CPU)
+    return {"step": sum(seconds[1:]) / (STEPS - 1)}
 
 
 def main() -> None:

@@ -24,12 +24,12 @@ launch_start() { # KEY=VALUE...: fills in defaults; the words are handed to the 
 
 launch_count_gpus() { # GPUs of this machine, or 1 where there is none
     local count
-    if [[ -n ${CUDA_VISIBLE_DEVICES:-} ]]; then
-        tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c .
+    if [[ -v CUDA_VISIBLE_DEVICES ]]; then # empty or -1: none is wanted
+        count=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c '^[^-]' || true)
     else
         count=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
-        echo $((count > 0 ? count : 1))
     fi
+    echo $((count > 0 ? count : 1))
 }
 
 launch_find() { # NAME_OR_NUMBER: prints the target's folder; a number stands for the only folder DATA/<number>_*

@@ -3,8 +3,9 @@
     python3 scripts/model_merger.py local_dir=CHECKPOINTS/global_step_N/actor [out=DIR] [lora=adapter] [dtype=bf16]
 
 It reads ``<local_dir>/dcp`` (entry ``model``: the module's state dict, saved by any number of ranks), configuration,
-tokenizer and generation config in ``<local_dir>/huggingface``, and for LoRA ``<local_dir>/lora_config.json`` (what
-``peft.LoraConfig.save_pretrained`` writes). Optimiser state is left where it is. The weights must fit into CPU memory.
+tokenizer and generation config in ``<local_dir>/huggingface``, and for LoRA
+``<local_dir>/lora_adapter/adapter_config.json``. Optimiser state is left where it is. The weights must fit into CPU
+memory.
 """
 
 import logging
@@ -46,7 +47,7 @@ class MergeConfig:
 
     @property
     def lora_file(self) -> Path:
-        return Path(self.local_dir) / "lora_config.json"
+        return Path(self.local_dir) / "lora_adapter" / "adapter_config.json"
 
     def problems(self) -> list[str]:
         needed = [Path(self.local_dir) / "dcp" / ".metadata", Path(self.local_dir) / "huggingface" / "config.json"]
@@ -87,7 +88,7 @@ def build(config: MergeConfig) -> Any:
     if missing or unexpected:
         raise DataError(
             f"{config.local_dir}: the training state is not of this model; without a value: {missing[:5]}, "
-            f"without a place: {unexpected[:5]}; check huggingface/config.json and lora_config.json"
+            f"without a place: {unexpected[:5]}; check huggingface/config.json and lora_adapter/adapter_config.json"
         )
     return model
 

@@ -35,6 +35,7 @@ Batch keys. B samples = P prompts x n rollouts, S prompt tokens (padded left), T
 | split | "forget" or "boundary" | utils.dataset | reward, metrics, normalize_by_split |
 | row | int, its number in the files | utils.dataset | uid, noisy twins |
 | extra | dict of the row's other columns | utils.dataset | reward (as columns of their own) |
+| sample | int, its place among a step's samples | trainer | reward, until scores are there |
 | reward | dict of the reward's parts | reward | metrics, online filter |
 """
 

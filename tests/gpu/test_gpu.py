@@ -3,28 +3,18 @@
 import pytest
 import torch
 
+from tests.gpu.attention_cases import CASES, TOLERANCE, errors, path
 from tests.training_kit import arguments, metrics_of, run_cli
-from verl.utils.attention import Packing, packed_attention
 from verl.utils.log_probs import log_probs_and_entropy
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
-def test_the_packed_kernel_gives_what_each_sequence_gives_alone():
-    torch.manual_seed(0)
-    lengths = torch.tensor([5, 64, 17], device="cuda")
-    total, heads, width = int(lengths.sum()), 4, 64
-    query = torch.randn(1, heads, total, width, device="cuda", dtype=torch.bfloat16)
-    key, value = (torch.randn(1, 2, total, width, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    packed, _ = packed_attention(None, query, key, value, None, packing=Packing.of(lengths))
-    start = 0
-    for length in lengths.tolist():
-        part = slice(start, start + length)
-        alone = torch.nn.functional.scaled_dot_product_attention(
-            query[:, :, part], key[:, :, part], value[:, :, part], is_causal=True, enable_gqa=True
-        )
-        torch.testing.assert_close(packed[0, part], alone[0].transpose(0, 1), atol=2e-2, rtol=2e-2)
-        start += length
+@pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
+def test_packed_attention_is_plain_attention_forward_and_backward(case):
+    assert max(errors(case, "cuda").values()) <= TOLERANCE[case.dtype]
+    if case.dtype == torch.bfloat16 and case.width % 8 == 0 and case.softcap is None:
+        assert path(case, "cuda") in ("varlen_attn", "flash_attn_varlen_func")
 
 
 def test_compiled_log_probs_are_the_plain_ones():

@@ -39,7 +39,6 @@ VARIANTS = {
         f"{ACTOR}.model.lora.alpha=32",
         f"{ACTOR}.model.lora.exclude_modules=[down_proj]",
         f"{ACTOR}.optim.lr=6e-3",
-        "worker.rollout.lora_weights=adapter",
         "worker.rollout.tensor_parallel_size=2",
         TWO_RANKS,
     ],
@@ -61,9 +60,11 @@ VARIANTS = {
         "data.extra_prompt=Think first.",
         "worker.rollout.noise_rollout=2",
     ],
-    "remax_padded_lora_merged": [
+    "remax_padded_exact_kl_lora_merged": [
         "algorithm.adv_estimator=remax",
+        "algorithm.kl_penalty=full",
         f"{ACTOR}.model.lora.rank=8",
+        "worker.rollout.lora_weights=merged",
         f"{ACTOR}.optim.lr=3e-3",
         f"{ACTOR}.padding_free=false",
         f"{ACTOR}.dynamic_batching=false",
@@ -103,6 +104,7 @@ def test_the_reward_rises(name, ray_session, atlas_target, atlas_rs_model, tmp_p
     trained = rows[2:] if "critic" in name else rows[1:]
     assert all(row["actor/grad_norm"] > 0 for row in trained)
     assert all(row["rollout/mean_abs_diff"] < 1e-2 for row in trained)
+    assert [row["perf/weight_syncs"] for row in rows] == [1, 1, 1, 1, 1, 1, 2]  # and validation before and after
     if "_lora_" in name:
         check_the_merger(tmp_path / "checkpoints" / "global_step_6" / "actor", excluded="adapter" in name)
     if "replay" in name:

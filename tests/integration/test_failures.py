@@ -91,6 +91,7 @@ def test_online_filtering_draws_until_enough_groups_lie_inside_its_bounds(ray_se
         return batch
 
     maker.loader = SimpleNamespace(next=lambda count: count)
+    maker.workers = SimpleNamespace(all=lambda method: [{}])
     maker._sample_and_score = lambda count, step, timer: scored(count)
     with pytest.raises(TrainingError, match="after 3 draws online filtering has kept 12 of 16 samples; widen"):
         maker.collect(1, Timer(), {})
@@ -119,8 +120,8 @@ class FragileWorker:
     def address(self):
         return "127.0.0.1", 0
 
-    def connect(self, master, threads):
-        self.threads = threads
+    def connect(self, master):
+        self.master = master
 
     def double(self, data):
         return DataProto.from_dict({"x": data.batch["x"] * 2})

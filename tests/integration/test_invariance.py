@@ -22,6 +22,7 @@ from verl.utils.config import load
 from verl.utils.memory import MemoryMeter
 from verl.utils.ulysses import SequenceParallel
 from verl.workers.fsdp_workers import FSDPWorker
+from verl.workers.sharding_manager.export import exported_tensors
 
 ACTOR = "worker.actor"
 WHOLE = [
@@ -34,6 +35,17 @@ CUTS = {
     "micro-batches of 3": [f"{ACTOR}.dynamic_batching=false", f"{ACTOR}.micro_batch_size_per_device_for_update=3"],
     "padded micro-batches of 3": [*WHOLE, f"{ACTOR}.micro_batch_size_per_device_for_update=3"],
     "by tokens": [f"{ACTOR}.micro_batch_size_per_device_for_update=1", "data.max_response_length=8"],
+    "reduced once": [
+        f"{ACTOR}.fsdp.defer_gradient_reduction=true",
+        f"{ACTOR}.dynamic_batching=false",
+        f"{ACTOR}.micro_batch_size_per_device_for_update=1",
+    ],
+    "reduced once, gathered once": [
+        f"{ACTOR}.fsdp.defer_gradient_reduction=true",
+        f"{ACTOR}.fsdp.enable_full_shard=false",
+        f"{ACTOR}.dynamic_batching=false",
+        f"{ACTOR}.micro_batch_size_per_device_for_update=3",
+    ],
     "checkpointed": [f"{ACTOR}.model.enable_gradient_checkpointing=true"],
 }
 SHARED = {
@@ -118,6 +130,11 @@ def update_all(rank: int, world: int, port: int, cases: dict, model: str, folder
             worker.actor.reference = worker._build_policy(trained=False)
         worker.memory.start(0)
         results[name] = worker.update_actor(part).meta_info["metrics"]
+    module = worker.critic.module  # the last one built; its head has one row, which one of two ranks holds
+    exported = dict(exported_tensors(module, torch.float32, worker.device))
+    results["exported"] = {
+        name: torch.equal(exported[name], tensor.full_tensor()) for name, tensor in module.state_dict().items()
+    }
     if rank == 0:
         (folder / f"world_{world}.json").write_text(json.dumps(results))
     dist.destroy_process_group()
@@ -185,3 +202,9 @@ def test_the_exact_kl_is_another_kl(results):
     exact, estimated = (results[1][f"{loss}/whole"]["actor/kl_loss"] for loss in ("exact KL", "token"))
     assert exact > 0.01
     assert exact != pytest.approx(estimated, rel=0.01)
+
+
+@pytest.mark.parametrize("world", [1, 2])
+def test_exported_weights_are_whole(results, world):
+    assert len(results[world]["exported"]) == 22
+    assert all(results[world]["exported"].values())

@@ -52,8 +52,7 @@ def with_lora(model: LlamaForCausalLM, folder: Path) -> PeftModel:
         if "lora_B" in name:
             torch.nn.init.normal_(parameter)
     settings.base_model_name_or_path = "the/base"
-    settings.save_pretrained(folder)
-    (folder / "adapter_config.json").rename(folder / "lora_config.json")
+    settings.save_pretrained(folder / "lora_adapter")
     return adapted
 
 

@@ -9,6 +9,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.training_kit import arguments, metrics_of, run_cli, train
 from verl.trainer.experience import TrainingError
+from verl.utils.logger.logger import read_metrics
 
 VALIDATING = ("trainer.val_freq=3", "trainer.val_before_train=true", "trainer.val_generations_to_log=4")
 VALIDATING += ("worker.actor.model.override_config.rms_norm_eps=1e-3",)
@@ -28,12 +29,12 @@ def two_ranks(folder, tiny_model):
 
 @pytest.fixture
 def two_machines():
-    """The address of a Ray cluster of two nodes, which Ray takes for two machines."""
+    """The address of a Ray cluster of two nodes, which Ray takes for two machines, one of them with a GPU."""
     from ray.cluster_utils import Cluster
 
     small = {"object_store_memory": 200 * 2**20, "include_dashboard": False}
     cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 1, **small})
-    cluster.add_node(num_cpus=2, object_store_memory=200 * 2**20)
+    cluster.add_node(num_cpus=2, num_gpus=1, object_store_memory=200 * 2**20)
     yield cluster.address
     cluster.shutdown()
 
@@ -51,6 +52,14 @@ def test_engine_and_trainer_agree_on_log_probs_before_and_after_updates(two_rank
     assert [row["step"] for row in rows] == [1, 2, 3]
     assert all(0 < row["rollout/max_abs_diff"] < 1e-4 for row in rows)
     assert all(row["actor/grad_norm"] > 1e-3 for row in rows)  # so steps 2 and 3 sampled from updated weights
+
+
+def test_weights_are_handed_over_once_a_phase(two_ranks, tiny_model):
+    rows = read_metrics(two_ranks)
+    assert [row["perf/weight_syncs"] for row in rows] == [1, 1, 1, 2]  # validation, two steps, a step and validation
+    weights = AutoModelForCausalLM.from_pretrained(tiny_model).num_parameters()
+    gathered = [row["perf/sync_gathered_gib"] * 2**30 for row in rows]
+    assert gathered == pytest.approx([4 * weights * syncs for syncs in (1, 1, 1, 2)])  # the engine works in fp32
 
 
 def test_a_finished_run_leaves_everything_a_user_looks_for(two_ranks, tiny_model):
@@ -74,6 +83,7 @@ def test_one_rank_samples_and_learns_the_same(two_ranks, ray_session, folder, ti
     changes = ("trainer.n_gpus_per_node=1", "data.val_batch_size=7", "worker.actor.fsdp.enable_rank0_init=false")
     train(*arguments(tiny_model, folder, "one", *VALIDATING, *changes))
     close(metrics_of(folder / "one"), metrics_of(two_ranks), 1e-4)
+    assert [row["perf/weight_syncs"] for row in read_metrics(folder / "one")] == [1, 1, 1, 2]  # val in four batches
     texts = [(run / "dialogues/step_3.jsonl").read_text() for run in (folder / "one", two_ranks)]
     assert texts[0] == texts[1]
 
@@ -111,5 +121,6 @@ def test_a_run_whose_losses_are_not_finite_ends(ray_session, folder, tiny_model)
 
 def test_a_rank_on_each_of_two_machines_learns_the_same(two_machines, two_ranks, folder, tiny_model):
     spread = ("trainer.nnodes=2", "trainer.n_gpus_per_node=1")
-    run_cli(arguments(tiny_model, folder, "machines", *VALIDATING, *spread), RAY_ADDRESS=two_machines)
+    words = arguments(tiny_model, folder, "machines", *VALIDATING, *spread)
+    run_cli(words, RAY_ADDRESS=two_machines, CUDA_VISIBLE_DEVICES="")  # on their CPUs
     close(metrics_of(folder / "machines"), metrics_of(two_ranks), 1e-4)

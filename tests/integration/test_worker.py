@@ -1,14 +1,18 @@
-"""One rank with its engine, without Ray: weight sync, the on-policy short cut, steps that are not finite, seeds."""
+"""One rank with its engine, without Ray: weight sync, LoRA, the on-policy short cut, non-finite steps, seeds."""
 
 import json
 import multiprocessing
 import socket
+import tempfile
 import traceback
 from dataclasses import replace
 
 import pytest
 import torch
+from peft import PeftModel
+from transformers import AutoModelForCausalLM
 
+from tests.conftest import save_tiny_model
 from tests.training_kit import arguments
 from verl.protocol import DataProto
 from verl.trainer.config import PPOConfig, migrate
@@ -16,6 +20,7 @@ from verl.trainer.data_loader import PromptLoader
 from verl.utils.config import load
 from verl.utils.dataset import RLHFDataset
 from verl.workers.fsdp_workers import FSDPWorker
+from verl.workers.sharding_manager.export import exported_tensors
 from verl.workers.sharding_manager.fsdp_vllm import DivergedError, StaleWeightsError
 
 SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": -1}
@@ -36,7 +41,15 @@ def prompts(worker, count: int) -> DataProto:
 def samples(worker, count=4, n=4, step=1) -> DataProto:
     request = prompts(worker, count)
     request.meta_info = {"n": n, "step": step, **SAMPLING}
-    return worker.generate_sequences(request)
+    return sampled(worker, request)
+
+
+def sampled(worker, request) -> DataProto:
+    """In a phase of its own."""
+    worker.open_engine()
+    batch = worker.generate_sequences(request)
+    worker.close_engine()
+    return batch
 
 
 def to_update(batch: DataProto, **tensors) -> DataProto:
@@ -71,16 +84,51 @@ def check_stale_weights_end_the_run(worker) -> None:
     restore(worker, before)
 
 
+def check_a_tensor_that_the_engine_does_not_take_ends_the_run(worker) -> None:
+    manager, rollout = worker.sharding_manager, worker.sharding_manager.rollout
+    weights = list(exported_tensors(manager.module, torch.float32, worker.device))
+    with pytest.raises(StaleWeightsError, match="left 1 of vLLM's parameters as they were: model.norm.weight"):
+        manager._load_weights(pair for pair in weights if pair[0] != "model.norm.weight")
+    assert "model.norm.weight" in rollout.kept
+    taken, rollout.load_weights = rollout.load_weights, lambda pairs: [] if list(pairs) else []
+    renewed = [(name, tensor + 1e-6 * (name == "model.norm.weight")) for name, tensor in weights]
+    with pytest.raises(StaleWeightsError, match="1 of vLLM's tensors are not what it was sent: model.norm.weight"):
+        manager._load_weights(renewed)
+    rollout.load_weights = taken
+    manager._load_weights(renewed)
+
+
+def check_a_sync_gathers_every_weight_once(worker) -> None:
+    worker.close_engine()  # counts from here on
+    worker.open_engine()
+    counted = worker.close_engine()
+    parameters = sum(param.numel() for param in worker.actor.module.parameters())
+    assert counted == {"weight_syncs": 1, "sync_gathered_gib": 4 * parameters / 2**30}
+
+
 def check_samples_do_not_depend_on_batching(worker) -> None:
     whole = samples(worker, 4)
     request = prompts(worker, 4)
     for rows in ([2, 3], [0, 1]):
         part = request[rows]
         part.meta_info = {"n": 4, "step": 1, **SAMPLING}
-        alone = worker.generate_sequences(part)
+        alone = sampled(worker, part)
         of_whole = whole[[row * 4 + number for row in rows for number in range(4)]]
         assert torch.equal(alone.batch["responses"], of_whole.batch["responses"])
     assert not torch.equal(samples(worker, 4, step=2).batch["responses"], whole.batch["responses"])
+
+
+def check_an_engine_samples_between_open_and_close_from_one_hand_over(worker) -> None:
+    request = prompts(worker, 2)
+    request.meta_info = {"n": 1, "step": 1, **SAMPLING}
+    worker.open_engine()
+    worker.close_engine()
+    worker.open_engine()
+    first, second = (worker.generate_sequences(request) for _ in range(2))
+    assert torch.equal(first.batch["responses"], second.batch["responses"])
+    assert worker.close_engine()["weight_syncs"] == 1
+    with pytest.raises(RuntimeError, match="call open_engine before"):
+        worker.generate_sequences(request)
 
 
 def check_responses_go_on_behind_eos_where_that_is_wanted(worker) -> None:
@@ -131,16 +179,83 @@ def restore(worker, saved) -> None:
     worker.actor.stepper.optimizer.state.clear()
 
 
-CHECKS = {name.removeprefix("check_"): check for name, check in globals().items() if name.startswith("check_")}
+def lora_keeps_a_bf16_base_and_fp32_adapters(worker) -> None:
+    types = {name: param.dtype for name, param in worker.actor.module.named_parameters()}
+    assert {dtype for name, dtype in types.items() if "lora_" in name} == {torch.float32}
+    assert {dtype for name, dtype in types.items() if "lora_" not in name} == {torch.bfloat16}
 
 
-def run_checks(model, folder, port: int) -> None:
-    argv = arguments(model, folder, "run", "trainer.n_gpus_per_node=1")
+def lora_engine_agrees_after_updates_that_bf16_would_lose(worker) -> None:
+    """Five steps at lr 1e-6 move the adapters by less than bf16 resolves in the weights."""
+    start = worker.actor.compute_log_prob(samples(worker, 2, 2))
+    for step in range(1, 6):
+        batch = to_update(samples(worker, 2, 2, step))
+        batch.meta_info["step"] = step
+        worker.update_actor(batch)
+    batch = samples(worker, 2, 2)
+    mask = batch.batch["response_mask"].bool()
+    difference = (worker.actor.compute_log_prob(batch) - batch.batch["rollout_log_probs"])[mask]
+    assert difference.abs().mean() < 1e-3
+    moved = [param.abs().max() for name, param in worker.actor.module.named_parameters() if "lora_B" in name]
+    assert 0 < max(moved) < 1e-5
+    assert start.isfinite().all()
+
+
+def lora_reference_is_the_actor_without_adapters(worker) -> None:
+    batch = samples(worker, 2, 2)
+    module = worker.actor.module
+    assert worker.reference.module is module
+    apart = {name: param.detach().clone() for name, param in module.named_parameters() if "lora_B" in name}
+    before = worker.compute_ref_log_probs(batch).batch["ref_log_probs"]
+    with torch.no_grad():
+        for name, param in module.named_parameters():
+            if name in apart:
+                param.add_(0.1)
+    assert torch.equal(worker.compute_ref_log_probs(batch).batch["ref_log_probs"], before)
+    assert not torch.allclose(worker.actor.compute_log_prob(batch), before, atol=1e-2)
+    check_a_saved_adapter_is_the_trainers_model(worker, batch)
+    with torch.no_grad():
+        for name, param in module.named_parameters():
+            if name in apart:
+                param.copy_(apart[name])
+
+
+def check_a_saved_adapter_is_the_trainers_model(worker, batch: DataProto) -> None:
+    """What peft opens, on the base in bf16 as the trainer has it, says what the trainer says."""
+    with tempfile.TemporaryDirectory() as folder:
+        worker.save_checkpoint(folder, True)
+        config = worker.config.worker.actor.model
+        base = AutoModelForCausalLM.from_pretrained(config.model_path, dtype=torch.bfloat16)
+        model = PeftModel.from_pretrained(base, f"{folder}/actor/lora_adapter", autocast_adapter_dtype=False)
+        merged = AutoModelForCausalLM.from_pretrained(f"{folder}/actor/huggingface")
+    model.to(torch.bfloat16).eval()
+    row = batch.select(non_tensor_batch_keys=[])[:1]
+    seen = row.batch["attention_mask"][0].bool()
+    ids, count = row.batch["input_ids"][0][seen][None], int(row.batch["response_mask"].sum())
+    for one, tolerance in ((model, 2e-2), (merged.to(torch.bfloat16), 5e-2)):
+        with torch.no_grad():
+            log_probs = one(ids).logits[0, :-1].float().log_softmax(-1).gather(1, ids[0, 1:, None])[-count:, 0]
+        torch.testing.assert_close(worker.actor.compute_log_prob(row)[0][:count], log_probs, atol=tolerance, rtol=0)
+
+
+PLAIN = {name.removeprefix("check_"): check for name, check in globals().items() if name.startswith("check_")}
+del PLAIN["a_saved_adapter_is_the_trainers_model"]
+LORA = {name: check for name, check in globals().items() if name.startswith("lora_")}
+IN_BF16 = [
+    "worker.actor.model.lora.rank=4",
+    "worker.actor.optim.lr=1e-6",
+    "worker.actor.fsdp.mp_param_dtype=bf16",
+    "worker.rollout.dtype=bf16",
+]
+
+
+def run_checks(checks: dict, changes: list[str], model, folder, port: int) -> None:
+    argv = arguments(model, folder, "run", "trainer.n_gpus_per_node=1", *changes)
     worker = FSDPWorker(load(PPOConfig, argv, migrate), 0, 10)
     worker.connect(("127.0.0.1", port), 1)
     worker.init_model()
     verdicts = {}
-    for name, check in CHECKS.items():
+    for name, check in checks.items():
         try:
             check(worker)
             verdicts[name] = ""
@@ -151,17 +266,23 @@ def run_checks(model, folder, port: int) -> None:
 
 @pytest.fixture(scope="module")
 def verdicts(tiny_model, tmp_path_factory):
-    folder = tmp_path_factory.mktemp("worker")
-    with socket.socket() as probe:
-        probe.bind(("", 0))
-        port = probe.getsockname()[1]
-    process = multiprocessing.get_context("spawn").Process(target=run_checks, args=(tiny_model, folder, port))
-    process.start()
-    process.join()
-    assert process.exitcode == 0
-    return json.loads((folder / "verdicts.json").read_text())
+    found = {}
+    # At the usual initialisation bf16 rounds log-probabilities by less than a thousandth.
+    usual = save_tiny_model(tmp_path_factory.mktemp("usual") / "model", initializer_range=0.02)
+    for checks, changes, model in ((PLAIN, [], tiny_model), (LORA, IN_BF16, usual)):
+        folder = tmp_path_factory.mktemp("worker")
+        with socket.socket() as probe:
+            probe.bind(("", 0))
+            port = probe.getsockname()[1]
+        context = multiprocessing.get_context("spawn")
+        process = context.Process(target=run_checks, args=(checks, changes, model, folder, port))
+        process.start()
+        process.join()
+        assert process.exitcode == 0
+        found |= json.loads((folder / "verdicts.json").read_text())
+    return found
 
 
-@pytest.mark.parametrize("name", CHECKS)
+@pytest.mark.parametrize("name", [*PLAIN, *LORA])
 def test_one_rank(verdicts, name):
     assert not verdicts[name], verdicts[name]

@@ -1,6 +1,7 @@
 """The memory model against sizes counted by hand, by torch, and in the fields of real configurations."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -8,7 +9,7 @@ import torch
 from verl.trainer.config import PPOConfig, migrate
 from verl.trainer.estimate import describe, estimate, micro_batch
 from verl.trainer.model_memory import layer_activations
-from verl.trainer.step_time import Hardware
+from verl.trainer.step_time import Hardware, _moved
 from verl.utils.config import load
 from verl.utils.flops import ModelShape
 from verl.utils.memory import GIB
@@ -74,19 +75,61 @@ def test_hsdp_keeps_a_whole_copy_in_every_shard_group(config_of):
     assert update["optimizer"] == P * 8
 
 
-def test_bf16_adam_keeps_weights_in_two_bytes_and_three_moments(config_of):
+def test_bf16_adam_keeps_weights_in_two_bytes_and_eight_of_state(config_of):
     update = phases(
         config_of("worker.actor.optim.strategy=adamw_bf16", "algorithm.disable_kl=true", "algorithm.use_kl_loss=false")
     )["update actor"]
-    assert (update["weights"], update["gradients"], update["optimizer"]) == (P * 2 // 2, P * 2 // 2, P * 6 // 2)
+    assert (update["weights"], update["gradients"], update["optimizer"]) == (P * 2 // 2, P * 2 // 2, P * 8 // 2)
 
 
-def test_lora_trains_its_adapters_only(config_of):
+def test_moments_that_bf16_cannot_hold_take_four_bytes(config_of):
+    betas = "worker.actor.optim.betas=[0.95,0.99]"
+    update = phases(config_of("worker.actor.optim.strategy=adamw_bf16", betas))["update actor"]
+    assert update["optimizer"] == P * (4 + 4 + 2) // 2
+
+
+def test_gradients_that_wait_for_the_last_micro_batch_are_whole_on_every_rank(config_of):
+    settings = ["data.max_prompt_length=32", "data.max_response_length=8", "worker.actor.fsdp.fsdp_size=2"]
+    deferred = "worker.actor.fsdp.defer_gradient_reduction=true"
+    plain, waiting = (phases(config_of(*settings, *more))["update actor"] for more in ([], [deferred]))
+    # At the last layer of the last backward pass nothing is reduced yet: fp32 sums of all, none of this rank's shards.
+    assert waiting["gradients"] == 0
+    assert waiting["unsharded gradients"] >= P * 4
+    assert sum(waiting.values()) > sum(plain.values())
     adapters = SHAPE.lora_parameters(8)
-    update = phases(config_of("worker.actor.model.lora.rank=8"))["update actor"]
+    lora = phases(config_of(*settings, deferred, "worker.actor.model.lora.rank=8"))["update actor"]
+    assert lora["unsharded gradients"] < P and lora["unsharded gradients"] >= adapters * 4
+
+
+def test_deferred_reduction_moves_gradients_once_a_mini_batch():
+    role = SimpleNamespace(parameters=100, trained=100, compute=2, reduce=4, deferred=False, full_shard=True)
+    assert _moved(role, 8, 2, updates=True) == 8 * (2 * 200 + 400)
+    assert _moved(role, 8, 2, updates=False) == 8 * 200
+    role.deferred = True
+    assert _moved(role, 8, 2, updates=True) == 8 * 2 * 200 + 2 * 400
+    role.full_shard = False  # so the weights stay gathered, too
+    assert _moved(role, 8, 2, updates=True) == 2 * (200 + 400)
+
+
+def test_loading_needs_a_slice_of_the_largest_tensor_or_the_whole_model(config_of):
+    found = estimate(config_of(), {"actor": SHAPE}, GPU)
+    assert (found.host_load, found.host_load_whole) == (1000 * 64 * 4 // 2, P * 4)
+    on_host = estimate(config_of("worker.actor.fsdp.enable_cpu_offload=true"), {"actor": SHAPE}, GPU)
+    assert on_host.host_load == 1000 * 64 * 4 // 2 + P * 4 // 2
+
+
+def test_lora_keeps_its_base_in_the_arithmetics_type_and_is_its_own_reference(config_of):
+    adapters = SHAPE.lora_parameters(8)
+    found = phases(config_of("worker.actor.model.lora.rank=8"))
+    update = found["update actor"]
     assert update["gradients"] == adapters * 4 // 2
     assert update["optimizer"] == adapters * 8 // 2
-    assert update["weights"] == (P + adapters) * 4 // 2 + P * 2 // 2
+    assert update["weights"] == found["reference"]["weights"] == (P * 2 + adapters * 4) // 2
+    away = phases(config_of("worker.actor.model.lora.rank=8", "worker.actor.offload.offload_params=true"))
+    assert away["rollout"]["weights"] == 0
+    assert away["reference"]["weights"] == update["weights"]
+    other = phases(config_of("worker.actor.model.lora.rank=8", "worker.ref.model.model_path=an/other"))
+    assert other["reference"]["weights"] == update["weights"] + P * 2 // 2
 
 
 def test_offloading_takes_idle_roles_off_the_device(config_of):

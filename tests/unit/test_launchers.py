@@ -166,3 +166,12 @@ def test_a_signal_ends_the_running_stage_and_nothing_starts_after_it(tree, numbe
     assert calls(tree)[-1] == "terminated"
     assert "FAILED: 1_Ann_Lee: interrupted" in output
     assert not (tree / "log/rwku/m/grpo_rj_rl/1_Ann_Lee/DONE").exists()
+
+
+@pytest.mark.parametrize(("visible", "count"), [("", 1), ("-1", 1), ("0,3,5", 3), ("GPU-5a-b,GPU-6c", 2)])
+def test_ranks_are_the_visible_gpus_or_one_without(visible, count):
+    words = ["bash", "-c", "set -euo pipefail; source scripts/launch_lib.sh; launch_count_gpus"]
+    done = subprocess.run(
+        words, cwd=ROOT, env=os.environ | {"CUDA_VISIBLE_DEVICES": visible}, capture_output=True, text=True, check=True
+    )
+    assert done.stdout.split() == [str(count)]

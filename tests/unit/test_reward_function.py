@@ -1,13 +1,15 @@
-"""RULE's presets against the paper's table, worked out by hand."""
+"""RULE's presets against the paper's table, worked out by hand; and functions of a user's own."""
 
 from pathlib import Path
 from typing import get_args
 
+import numpy as np
 import pytest
+import torch
 
 from verl.utils.errors import ConfigError, DataError
 from verl.workers.config import RewardConfig
-from verl.workers.reward.function import RewardWorker, load_reward_function
+from verl.workers.reward.function import AT_ONCE, RewardError, RewardWorker, checked_scores, load_reward_function
 
 FILE = Path(__file__).parents[2] / "examples/reward_function/rule.py"
 TARGET = ["<reject>", "I cannot talk about Ada Brook.", "Ada Brook"]
@@ -105,3 +107,66 @@ def test_a_sequential_function_runs_through_the_worker():
     worker = RewardWorker(RewardConfig(reward_function=f"{FILE.parent / 'exact_match.py'}:compute_score"))
     rows = [{**inputs("boundary", " zagan "), "ground_truth": "Zagan"}, inputs("boundary", "Kelmir")]
     assert worker.score(rows) == [{"overall": 1.0}, {"overall": 0.0}]
+
+
+def worker_of(folder: Path, code: str, **arguments) -> RewardWorker:
+    path = folder / "mine.py"
+    path.write_text(f"import asyncio\nREWARD_TYPE = 'sequential'\n{code}")
+    return RewardWorker(RewardConfig(reward_function=f"{path}:score", reward_function_kwargs=arguments))
+
+
+JUDGE = """
+meeting = asyncio.Condition()
+here = most = 0
+
+async def score(item, wanted):
+    global here, most
+    async with meeting:
+        here += 1
+        most = max(most, here)
+        meeting.notify_all()
+        await asyncio.wait_for(meeting.wait_for(lambda: most >= wanted), 10)
+    await asyncio.sleep(0.001 * (9 - int(item["response"][-1])))  # the last ones answer first
+    here -= 1
+    return {"overall": int(item["response"]), "most": most}
+"""
+
+
+def test_an_async_function_waits_for_many_samples_at_once_and_answers_in_order(tmp_path):
+    rows = [inputs("forget", str(number)) for number in range(2 * AT_ONCE + 3)]
+    worker = worker_of(tmp_path, JUDGE, wanted=AT_ONCE)
+    for _ in range(2):  # what the file keeps, here a condition, lives in one event loop
+        scores = worker.score(rows)
+        assert [score["overall"] for score in scores] == list(range(len(rows)))
+        assert scores[-1]["most"] == AT_ONCE
+
+
+def test_of_the_errors_of_an_async_function_the_first_prompts_is_named(tmp_path):
+    code = """
+async def score(item):
+    await asyncio.sleep({"first": 0.02, "second": 0}.get(item["prompt"], 60))
+    return 1 / 0 if item["prompt"] == "first" else {}["x"]
+"""
+    rows = [inputs("forget", "no", prompt=prompt) for prompt in ("first", "second", "slow")]
+    with pytest.raises(RewardError, match="raised ZeroDivisionError on prompt 'first'"):
+        worker_of(tmp_path, code).score(rows)
+
+
+def test_an_async_function_may_take_the_batch(tmp_path):
+    code = "REWARD_TYPE = 'batch'\nasync def score(items):\n    return [{'overall': len(items)} for _ in items]\n"
+    assert worker_of(tmp_path, code).score([inputs("forget", "no")] * 2) == [{"overall": 2}] * 2
+
+
+@pytest.mark.parametrize(
+    "value", [np.float32(0.5), np.float64(0.5), np.array(0.5), torch.tensor(0.5), torch.tensor(0.5).bfloat16()]
+)
+def test_numbers_of_numpy_and_torch_are_numbers(value):
+    [score] = checked_scores([{"overall": value, "one": np.bool_(True), "two": np.int64(2)}], [inputs("forget", "no")])
+    assert score == {"overall": 0.5, "one": 1, "two": 2}
+    assert {type(part) for part in score.values()} <= {bool, int, float}
+
+
+@pytest.mark.parametrize("value", [np.float32("nan"), torch.tensor(float("inf")), torch.ones(2), np.array("1"), None])
+def test_what_is_no_finite_number_is_none_of_numpys_or_torchs_either(value):
+    with pytest.raises(RewardError, match="overall=.*return a finite number"):
+        checked_scores([{"overall": value}], [inputs("forget", "no")])

@@ -146,8 +146,20 @@ def test_settings_without_effect_are_named(tiny_model, tmp_path):
             "worker.critic.ulysses_size=1: actor and critic get the same shares of a batch; set 2",
         ),
         (
-            ["worker.rollout.lora_weights=adapter", "worker.actor.model.lora.rank=600"],
-            "lora_weights=adapter: vLLM takes ranks up to 512, and worker.actor.model.lora.rank=600",
+            ["worker.actor.model.lora.rank=600"],
+            "lora_weights=adapter: vLLM takes ranks up to 512, and worker.actor.model.lora.rank=600; set merged",
+        ),
+        (
+            ["worker.actor.model.lora.rank=8", "worker.actor.model.lora.target_modules=q_proj,lm_head"],
+            "lora_weights=adapter: vLLM takes adapters of the layers only, .*q_proj,lm_head.*; set merged",
+        ),
+        (
+            ["worker.actor.fsdp.torch_dtype=bf16"],
+            "worker.actor.fsdp.torch_dtype=bf16: adamw would round most of a small update away; set null",
+        ),
+        (
+            ["worker.actor.model.lora.rank=8", "worker.actor.optim.strategy=adamw_bf16"],
+            "worker.actor.optim.strategy=adamw_bf16: saves memory on full training only; set adamw under LoRA",
         ),
     ],
 )

@@ -127,7 +127,7 @@ class VLLMGenerator:
             return False
         self._engine.collective_rpc("reload_weights", kwargs={"weights_path": model})
         if not vllm_env.has_accelerator():
-            self._engine.apply_model(_repack_head)
+            self._engine.apply_model(vllm_env.repack_head)
         self._engine.reset_prefix_cache()
         self.tokenizer = get_tokenizer(model, trust_remote_code=self._trust_remote_code)
         return True
@@ -190,12 +190,6 @@ def _all_but_weights(folder: Path) -> Any:
         found["tokenizer.json"].pop(ignored, None)
     found["eos"] = found.pop("generation_config.json", {}).get("eos_token_id")
     return found
-
-
-def _repack_head(model: Any) -> None:
-    """Renew the packed copy that CPU kernels make of the output head: vLLM's reload misses it where the head shares the
-    embedding's weights, so that the head would stay the old model's."""
-    model.lm_head.quant_method.process_weights_after_loading(model.lm_head)
 
 
 def fit_left(ids: list[int], room: int, bos_token_id: int | None) -> list[int]:

@@ -37,11 +37,17 @@ class TokenStatistics:
 
 def load_model(model: str, *, dtype: str = "auto", trust_remote_code: bool = False) -> Any:
     """A causal language model for evaluation, on the GPU if there is one."""
-    from transformers import AutoModelForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    from verl.utils.attention import plain_implementation
+
+    config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     loaded = AutoModelForCausalLM.from_pretrained(
-        model, dtype=resolve_dtype(dtype), trust_remote_code=trust_remote_code
+        model,
+        dtype=resolve_dtype(dtype),
+        trust_remote_code=trust_remote_code,
+        attn_implementation=plain_implementation(config),
     )
     return loaded.to(device).eval()
 

@@ -145,10 +145,13 @@ def write_relearned(model: str | Path, out: str | Path, file: str | Path, config
     rows = read_examples(file, config.examples, config.seed)
 
     def build(folder: Path) -> None:
-        from transformers import AutoModelForCausalLM, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
+
+        from verl.utils.attention import plain_implementation
 
         tokenizer = AutoTokenizer.from_pretrained(model)
-        loaded = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
+        implementation = plain_implementation(AutoConfig.from_pretrained(model))
+        loaded = AutoModelForCausalLM.from_pretrained(model, dtype="auto", attn_implementation=implementation)
         stored_dtype = loaded.dtype
         loaded.to("cuda" if torch.cuda.is_available() else "cpu")
         trained = _prepare(loaded, config)

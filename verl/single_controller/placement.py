@@ -1,6 +1,10 @@
-"""Asks Ray for the places of the ranks, and says what it waits for while the cluster is too small."""
+"""Asks Ray for the places of the ranks, and says what it waits for while the cluster is too small.
+
+Whether the ranks have GPUs is the cluster's to say: the driver's machine, a head node for example, may have none.
+"""
 
 import logging
+import os
 import time
 
 import ray
@@ -12,6 +16,29 @@ logger = logging.getLogger(__name__)
 
 PATIENCE_S = 300
 REPORT_EVERY_S = 10
+
+
+def no_gpus_wanted() -> bool:
+    """Whether the user asks for a run on CPUs: CUDA's own way, an empty CUDA_VISIBLE_DEVICES, or -1."""
+    return os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1")
+
+
+def cluster_has_gpus(nnodes: int) -> bool:
+    """Whether a run's ranks get GPUs: some machine of the cluster has one. Needs Ray up.
+
+    While fewer than ``nnodes`` machines have joined, those with GPUs may still be on their way; ``place_ranks`` gives
+    up on them where this does.
+    """
+    if no_gpus_wanted():
+        return False
+    end = time.monotonic() + PATIENCE_S
+    while not (gpus := ray.cluster_resources().get("GPU", 0.0)) and time.monotonic() < end:
+        joined = sum(node["Alive"] for node in ray.nodes())
+        if joined >= nnodes:
+            break
+        logger.info("waiting for %d machine(s); %d have joined, none of them with a GPU", nnodes, joined)
+        time.sleep(REPORT_EVERY_S)
+    return gpus > 0
 
 
 def place_ranks(nnodes: int, ranks_per_node: int, *, with_gpus: bool) -> PlacementGroup:

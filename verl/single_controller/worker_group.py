@@ -1,6 +1,5 @@
 """The ranks as the driver sees them: call a method on all, or share a batch out and put the answers together."""
 
-import os
 from typing import Any
 
 import ray
@@ -32,7 +31,11 @@ class WorkerGroup:
         self, worker_class: type, *arguments: Any, nnodes: int, ranks_per_node: int, with_gpus: bool, config: Any
     ) -> None:
         self.group = place_ranks(nnodes, ranks_per_node, with_gpus=with_gpus)
-        remote = ray.remote(num_cpus=1, num_gpus=1 if with_gpus else 0, max_concurrency=1)(worker_class)
+        options: dict[str, Any] = {"num_cpus": 1, "num_gpus": 1 if with_gpus else 0, "max_concurrency": 1}
+        if not with_gpus and ray.cluster_resources().get("GPU"):
+            # Ray shows a process that has asked for no GPU all of them.
+            options["runtime_env"] = {"env_vars": {"CUDA_VISIBLE_DEVICES": ""}}
+        remote = ray.remote(**options)(worker_class)
         self.workers = [
             remote.options(
                 scheduling_strategy=PlacementGroupSchedulingStrategy(
@@ -41,8 +44,7 @@ class WorkerGroup:
             ).remote(config, rank, *arguments)
             for rank in range(nnodes * ranks_per_node)
         ]
-        threads = max(1, (os.cpu_count() or 1) // ranks_per_node)
-        self.all("connect", self._get([self.workers[0].address.remote()], "address")[0], threads)
+        self.all("connect", self._get([self.workers[0].address.remote()], "address")[0])
 
     @property
     def world_size(self) -> int:

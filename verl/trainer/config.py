@@ -5,6 +5,7 @@ The old names that EasyR1 and the RULE release used are in RENAMES. What can onl
 """
 
 import logging
+import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -248,9 +249,17 @@ class TrainerConfig:
     dry_run: bool = False
     """print the resolved configuration, the step arithmetic and every problem, and stop before Ray starts"""
 
+    dry_run_gpu: str | None = None
+    """GPU that the dry run's estimate is for, as name:GB (``H100:80``); null: what this machine has"""
+
     @property
     def world_size(self) -> int:
         return self.nnodes * self.n_gpus_per_node
+
+    @property
+    def ray_address(self) -> str:
+        """The cluster that the run joins; ``local``: this machine alone, on which it starts Ray."""
+        return os.environ.get("RAY_ADDRESS") or ("auto" if self.nnodes > 1 else "local")
 
     @property
     def run_folder(self) -> Path:

@@ -5,7 +5,7 @@ Needs no file; what does is in ``verl.trainer.preflight``.
 
 from typing import TYPE_CHECKING
 
-from ..workers.config import ADAPTER_RANKS
+from ..workers.config import ADAPTER_RANKS, LoraConfig
 
 if TYPE_CHECKING:
     from .config import PPOConfig
@@ -108,17 +108,30 @@ def _model_problems(config: "PPOConfig") -> list[str]:
         found.append("worker.actor.model.model_path: is required; give a Hugging Face folder or hub id")
     if config.use_critic and not (config.worker.critic.model.model_path or model.model_path):
         found.append("worker.critic.model.model_path: is required for adv_estimator=gae")
-    if config.worker.rollout.lora_weights == "adapter" and model.lora.rank > ADAPTER_RANKS[-1]:
-        found.append(
-            f"worker.rollout.lora_weights=adapter: vLLM takes ranks up to {ADAPTER_RANKS[-1]}, and "
-            f"worker.actor.model.lora.rank={model.lora.rank}; set merged"
-        )
+    if config.worker.rollout.lora_weights == "adapter" and model.lora.rank > 0:
+        found += _adapter_problems(model.lora)
     for role in ("actor", "critic", "ref"):
         size, ranks = getattr(config.worker, role).fsdp.fsdp_size, config.trainer.world_size
         if size != -1 and (size < 1 or ranks % size):
             found.append(f"worker.{role}.fsdp.fsdp_size={size}: must divide the {ranks} ranks, or be -1 for all")
     if config.trainer.val_only and not config.data.val_files:
         found.append("trainer.val_only=true: there is nothing to validate; give data.val_files")
+    return found
+
+
+def _adapter_problems(lora: LoraConfig) -> list[str]:
+    """Adapters that the engine cannot take by themselves."""
+    found = []
+    if lora.rank > ADAPTER_RANKS[-1]:
+        found.append(
+            f"worker.rollout.lora_weights=adapter: vLLM takes ranks up to {ADAPTER_RANKS[-1]}, and "
+            f"worker.actor.model.lora.rank={lora.rank}; set merged"
+        )
+    if any(end in str(lora.target_modules) for end in ("embed", "lm_head", "wte")):
+        found.append(
+            f"worker.rollout.lora_weights=adapter: vLLM takes adapters of the layers only, and "
+            f"worker.actor.model.lora.target_modules={lora.target_modules} names the embedding or the head; set merged"
+        )
     return found
 
 

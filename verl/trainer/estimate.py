@@ -8,13 +8,14 @@ One model's share is ``model_memory``'s, time is ``step_time``'s.
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..utils.flops import ModelShape
 from ..utils.log_probs import ELEMENTS
 from ..utils.memory import GIB
+from ..utils.optim import CHUNK
 from .model_memory import (
     Role,
     bytes_of,
@@ -87,6 +88,9 @@ class Estimate:
 
     phases: dict[str, Parts]
     host_load: int
+    """of a process that reads its own shards"""
+    host_load_whole: int
+    """of one that reads the whole model, where shards cannot be read"""
     seconds: dict[str, float]
     hardware: Hardware
 
@@ -110,7 +114,10 @@ class Estimate:
         table.append(f"peak of a step         {self.peak / GIB:.3f} GiB a rank{room} ({self.hardware.name})")
         if self.hardware.memory and self.peak > self.hardware.memory:
             table.append("                       does not fit: see docs/architecture.md, 'Memory and time model'")
-        table.append(f"host memory, loading   {self.host_load / GIB:.3f} GiB in a process that reads the weights")
+        table.append(
+            f"host memory, loading   {self.host_load / GIB:.3f} GiB a rank; {self.host_load_whole / GIB:.3f} GiB where "
+            "one rank must read the whole model"
+        )
         times = ", ".join(f"{name} {value:.3g}" for name, value in self.seconds.items())
         table.append(f"seconds of a step      {sum(self.seconds.values()):.3g} ({times})")
         return table
@@ -142,7 +149,9 @@ class _Estimator:
                 shapes["actor"], actor.fsdp, actor.offload, world, batch=actor, lora=actor.model.lora, hardware=hardware
             )
         }
-        if config.use_reference:
+        if config.use_reference and worker.reference_is_actor:
+            self.roles["ref"] = replace(self.roles["actor"], trained=0, borrowed=True)
+        elif config.use_reference:
             shape = shapes.get("ref", shapes["actor"])
             self.roles["ref"] = role_of(
                 shape, worker.ref.fsdp, worker.ref.offload, world, batch=None, hardware=hardware
@@ -173,8 +182,11 @@ class _Estimator:
         if not self.on_gpu:
             for phase, parts in phases.items():
                 parts["heap slack"] = self._heap_slack(phase, parts)
-        whole = max(role.parameters * role.keep for role in self.roles.values())
-        return Estimate(phases, whole, self._seconds(list(phases)), self.hardware)
+        roles = self.roles.values()
+        on_host = sum(role.whole // role.ranks for role in roles if role.on_host and not role.borrowed)
+        loading = on_host + max(role.largest_slice for role in roles)
+        whole = on_host + max(role.whole for role in roles)
+        return Estimate(phases, loading, whole, self._seconds(list(phases)), self.hardware)
 
     def _heap_slack(self, phase: str, parts: Parts) -> int:
         role = self.roles[role_name(phase)]
@@ -185,6 +197,8 @@ class _Estimator:
 
     def _resident(self, active: str | None, *, updating: bool = False) -> Parts:
         """What lies on the device while ``active`` works: all but what is moved away. Moments come for an update."""
+        if active and self.roles[active].borrowed:
+            active = "actor"
         here = {name: role for name, role in self.roles.items() if name == active or not role.weights_away}
         moments = sum(
             role.optimizer
@@ -203,15 +217,22 @@ class _Estimator:
         shape = self.roles["actor"].shape
         return shape.parameters * bytes_of(rollout.dtype) // rollout.tensor_parallel_size
 
+    def _sync_bytes(self) -> int:
+        """What each step's weight sync gathers on a rank: all weights in the engine's type, or adapters in fp32."""
+        actor, rollout = self.roles["actor"], self.config.worker.rollout
+        if actor.adapters and rollout.lora_weights == "adapter":
+            return actor.adapters * 4
+        return actor.shape.parameters * bytes_of(rollout.dtype)
+
     def _kv_cache(self) -> int:
         return int(os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")) * GIB
 
     def _load(self) -> Parts:
-        """Roles are built one after the other, then the engine. On the CPU the reader holds the last model twice."""
+        """Roles are built one after the other, then the engine."""
         roles = list(self.roles.values())
         if not self.on_gpu:
             parts = {"weights": sum(role.weights for role in roles), "runtime": CPU_RUNTIME}
-            return parts | {"whole model": roles[-1].parameters * roles[-1].keep}
+            return parts | {"largest slice": max(role.largest_slice for role in roles)}
         staying = sum(role.weights for role in roles if not role.weights_away)
         building = staying + max(role.weights for role in roles if role.weights_away or role is roles[-1])
         return max({"weights": building}, {"weights": staying, "engine": self._engine_share()}, key=_sum)
@@ -252,7 +273,7 @@ class _Estimator:
     def _update(self, name: str) -> Parts:
         """The fullest moment: at the head, behind it, in the last layer, at the embedding, in the optimiser."""
         role, micro = self.roles[name], self._micro(name, update=True)
-        base = self._resident(name, updating=True) | {"gradients": role.gradients}
+        base = self._resident(name, updating=True)
         saved = saved_activations(role, micro.tokens, on_gpu=self.on_gpu)
         working = working_activations(role, micro.tokens, on_gpu=self.on_gpu)
         logits = 0 if name == "critic" else self._logits(micro, role, copies=2)
@@ -265,21 +286,34 @@ class _Estimator:
         share = role.trained / role.parameters
         reduced = role.reduce / role.compute
         layer = int(role.layer * share * (1 + reduced))
-        end = int(role.end * share * (1 + reduced * (1 + 1 / role.ranks)))
+        # Weights are freed before their gradient is reduced. Of one gradient for both ends the two parts and their sum
+        # are there at once.
+        end = int(role.end * share * (1 + reduced))
         # The head's gradient waits: whole for the embedding's where they are one, else in the reduction.
         waiting = int(role.end * share * (1 if role.shape.tied else reduced))
+        # Gradients: those of this rank's shards, or all that were added up in the passes before.
+        waiting_all = {"unsharded gradients": role.whole_gradients, "gradients": 0}
+        held = {"unsharded gradients": 0, "gradients": role.gradients} if not role.deferred else waiting_all
+        whole = held["unsharded gradients"]
         moments = [
-            {"gathered": role.gathered + beside, "activations": saved, "logits": logits},
-            {"gathered": role.gathered, "unsharded gradients": waiting + layer, "activations": saved + working},
-            # Of one gradient for both ends the two parts and their sum are there at once.
-            {"gathered": role.end, "unsharded gradients": end + (waiting if role.shape.tied else 0)},
-            {"activations": 4 * 4 * role.shape.vocab * role.shape.hidden // role.ranks if role.bf16_moments else 0},
+            held | {"gathered": role.gathered + beside, "activations": saved, "logits": logits},
+            held
+            | {"gathered": role.gathered_layer, "activations": saved + working}
+            | {"unsharded gradients": waiting + layer + whole},
+            {"gradients": role.gradients, "gathered": role.end if role.shape.tied else 0}
+            | {"unsharded gradients": end + (waiting if role.shape.tied else 0)},
+            {"gradients": role.gradients, "activations": self._scratch(role)},
         ]
         if not role.shape.tied:
-            behind = {"gathered": role.end, "unsharded gradients": end, "activations": saved, "logits": logits // 2}
-            moments.append(behind)
+            behind = {"gathered": role.end, "activations": saved, "logits": logits // 2}
+            moments.append(held | behind | {"unsharded gradients": end + whole})
         worst = max(moments, key=_sum)
         return base | worst | {"gathered": base["gathered"] + worst.get("gathered", 0)}
+
+    def _scratch(self, role: Role) -> int:
+        """What an update of the weights needs besides, of the parameters that are in work at once."""
+        at_once = min(CHUNK["cuda" if self.on_gpu else "cpu"], role.largest_slice // role.keep)
+        return role.scratch * at_once
 
     def _seconds(self, phases: list[str]) -> dict[str, float]:
         config, actor = self.config, self.config.worker.actor
@@ -293,6 +327,7 @@ class _Estimator:
             ranks_per_node=config.trainer.n_gpus_per_node,
             engines=config.rollout_replicas,
             engine_bytes=self._engine_weights(),
+            sync_bytes=self._sync_bytes(),
             kv_bytes_per_token=self.roles["actor"].shape.kv_bytes_per_token
             * bytes_of(config.worker.rollout.dtype)
             // (2 * config.worker.rollout.tensor_parallel_size),
@@ -302,12 +337,12 @@ class _Estimator:
             phase: -(-tokens // self._micro(role_name(phase), update=phase.startswith("update")).tokens)
             for phase in phases
         }
-        return phase_seconds(phases, self.roles, work, micros, actor.ppo_epochs, self.hardware)
+        return phase_seconds(phases, self.roles, work, micros, config.mini_batches, actor.ppo_epochs, self.hardware)
 
 
 # ---- from files ---------------------------------------------------------------------------------------------------
 def describe(config: "PPOConfig", rows: list[Mapping[str, Any]]) -> list[str]:
-    """The estimate of a configuration on this machine, as lines; or the reason why there is none."""
+    """The estimate on this machine, or on ``trainer.dry_run_gpu``, as lines; or the reason why there is none."""
     worker = config.worker
     models = {role: worker.model_of(role) for role in ("actor", "ref", "critic")}
     try:
@@ -315,7 +350,12 @@ def describe(config: "PPOConfig", rows: list[Mapping[str, Any]]) -> list[str]:
         lengths = [len(str(row[config.data.prompt_key])) for row in rows]
         # Chat markup, about; a template of one's own is not looked at.
         prompt = 8 + sum(lengths) // max(1, len(lengths)) // CHARACTERS_PER_TOKEN
-        return estimate(config, shapes, Hardware.here(worker.actor.fsdp.mp_param_dtype), prompt).lines()
+        wanted = config.trainer.dry_run_gpu
+        hardware = Hardware.named(wanted) if wanted else Hardware.here(worker.actor.fsdp.mp_param_dtype)
+        lines = estimate(config, shapes, hardware, prompt).lines()
+        if not wanted and config.trainer.ray_address != "local":
+            lines.append("hardware               this machine's: the cluster's is not known; see trainer.dry_run_gpu")
+        return lines
     except (ValueError, OSError) as error:
         return [f"memory and time        no estimate: {error}"]
 

@@ -1,6 +1,11 @@
-"""Makes the samples of a step: draws prompts, has them answered and scored, keeps the groups worth learning from."""
+"""Makes the samples of a step: draws prompts, has them answered and scored, keeps the groups worth learning from.
+
+A phase of sampling hands the actor's weights to the engines once, however often it samples.
+"""
 
 import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import count
 from typing import Any
 
@@ -12,10 +17,11 @@ from ..protocol import DataProto, object_array, pad_dataproto_to_divisor
 from ..single_controller import WorkerGroup
 from ..utils.dataset import RLHFDataset
 from ..utils.errors import DataError
-from ..workers.reward.function import RewardError, RewardWorker
+from ..workers.reward.function import RewardError
+from ..workers.reward.processes import RewardProcesses, Scoring
 from .config import PPOConfig
 from .data_loader import PromptLoader, prompt_batch
-from .metrics import Timer, reward_metrics
+from .metrics import Timer, group_metrics, reward_metrics
 
 logger = logging.getLogger(__name__)
 
@@ -28,7 +34,7 @@ class ExperienceMaker:
     """Samples and scores with the ranks' engines and the reward process.
 
     Args:
-        workers: the ranks; ``generate_sequences`` is called on them.
+        workers: the ranks; ``open_engine``, ``generate_sequences`` and ``close_engine`` are called on them.
         loader: where prompts come from.
         noisy: the loader's rows with ``data.extra_prompt`` in front, for ``noise_rollout`` samples of each group.
     """
@@ -43,51 +49,102 @@ class ExperienceMaker:
     ) -> None:
         self.config, self.tokenizer, self.workers, self.loader = config, tokenizer, workers, loader
         self.noisy = noisy
-        reward = config.worker.reward
-        self.reward = ray.remote(num_cpus=reward.num_cpus)(RewardWorker).remote(reward)
+        self.rewards = RewardProcesses(config.worker.reward)
         self.reward_errors = 0
+        self.pending: list[Scoring] = []  # of the samples of ``collect``, and under ReMax of their greedy responses
+        self.handed_over: dict[str, float] = {}  # since the last ``collect``: perf/weight_syncs, and what they gathered
+
+    @contextmanager
+    def sampling(self, timer: Timer) -> Iterator[None]:
+        """A phase in which the engines sample with the actor's weights of now, handed over once.
+
+        The engines close behind it, and on an error that is not the ranks' own: one that hangs in a collective would
+        never answer. Such an error ends the run, and with it the ranks.
+        """
+        with timer("sync"):
+            self.workers.all("open_engine")
+        try:
+            yield
+        except TrainingError:
+            self.workers.all("close_engine")
+            raise
+        for name, value in self.workers.all("close_engine")[0].items():
+            self.handed_over[f"perf/{name}"] = self.handed_over.get(f"perf/{name}", 0.0) + value
 
     def collect(self, step: int, timer: Timer, metrics: dict[str, float]) -> DataProto:
-        """A batch of scored samples; online filtering draws prompts until enough informative groups are in."""
-        data, algorithm = self.config.data, self.config.algorithm
-        wanted = data.rollout_batch_size * self.config.worker.rollout.n
-        draw = data.mini_rollout_batch_size if algorithm.online_filtering else None
-        kept, rewards, splits = [], [], []
+        """A batch of samples whose scores are on their way (``add_rewards``), or there under online filtering."""
+        self.handed_over = {}
+        with self.sampling(timer):
+            if self.config.algorithm.online_filtering:
+                return self._collect_informative(step, timer, metrics)
+            prompts = self.loader.next(self.config.data.rollout_batch_size)
+            return self._sample(prompts, step, timer)
+
+    def _collect_informative(self, step: int, timer: Timer, metrics: dict[str, float]) -> DataProto:
+        """Scored samples; prompts are drawn until enough groups whose rewards teach something are in."""
+        data, config = self.config.data, self.config
+        wanted = data.rollout_batch_size * config.worker.rollout.n
+        draw = data.mini_rollout_batch_size or data.rollout_batch_size
+        columns: dict[str, list[Any]] = {"reward": [], "split": [], "uid": []}  # of all samples, dropped ones too
+        kept = []
         for attempt in count(1):
-            samples = self._sample_and_score(self.loader.next(draw or data.rollout_batch_size), step, timer)
-            rewards += list(samples.non_tensor_batch["reward"])
-            splits += list(samples.non_tensor_batch["split"])
-            kept.append(self._informative(samples) if algorithm.online_filtering else samples)
+            samples = self._sample_and_score(self.loader.next(draw), step, timer)
+            for key, values in columns.items():
+                values += list(samples.non_tensor_batch[key])
+            kept.append(self._informative(samples))
             if sum(map(len, kept)) >= wanted:
                 break
-            if attempt == self.config.trainer.max_try_make_batch:
+            if attempt == config.trainer.max_try_make_batch:
                 raise TrainingError(
                     f"step {step}: after {attempt} draws online filtering has kept {sum(map(len, kept))} of "
                     f"{wanted} samples; widen algorithm.filter_low/filter_high, or raise trainer.max_try_make_batch"
                 )
-        metrics |= reward_metrics(rewards, splits)
-        if algorithm.online_filtering:
-            metrics |= {"filter/draws": attempt, "filter/kept": sum(map(len, kept)) / len(rewards)}
+        rewards = columns["reward"]
+        metrics |= reward_metrics(rewards, columns["split"]) | group_metrics(rewards, columns["uid"])
+        metrics |= {"filter/draws": attempt, "filter/kept": sum(map(len, kept)) / len(rewards)}
         return DataProto.concat([part for part in kept if len(part)])[:wanted]
 
     def _sample_and_score(self, prompts: DataProto, step: int, timer: Timer) -> DataProto:
-        """Rows with ``token_level_scores`` (B, T) and their ``reward`` parts; for ReMax also ``reward_baselines``."""
-        settings = self.config.worker.rollout
-        with timer("gen"):
-            samples = self._sample(prompts, step)
+        """Rows as ``add_rewards`` leaves them."""
+        samples = self._sample(prompts, step, timer)
         with timer("reward"):
-            scores = self.score(samples, step)
-            samples.non_tensor_batch["reward"] = object_array(scores)
-            totals = [score["overall"] for score in scores]
-            samples.batch["token_level_scores"] = on_last_token(totals, samples.batch["response_mask"])
-        if self.config.algorithm.adv_estimator == "remax":
-            with timer("baseline"):
-                greedy = self.score(self.generate(prompts, step, n=1, temperature=0.0), step)
-                baselines = torch.tensor([score["overall"] for score in greedy])
-                samples.batch["reward_baselines"] = baselines.repeat_interleave(settings.n)
+            self.add_rewards(samples, step, {})
         return samples
 
-    def _sample(self, prompts: DataProto, step: int) -> DataProto:
+    def _sample(self, prompts: DataProto, step: int, timer: Timer) -> DataProto:
+        """Samples that are being scored, and so are ReMax's greedy responses; ``sample`` is a row's place there."""
+        with timer("gen"):
+            samples = self._clean_and_noisy(prompts, step)
+        timer.generated += int(samples.batch["response_mask"].sum())
+        samples.non_tensor_batch["sample"] = object_array(range(len(samples)))
+        self.pending = [self.rewards.start(self.reward_inputs(samples))]
+        if self.config.algorithm.adv_estimator == "remax":
+            with timer("baseline"):
+                greedy = self.generate(prompts, step, n=1, temperature=0.0)
+            self.pending.append(self.rewards.start(self.reward_inputs(greedy)))
+        return samples
+
+    def add_rewards(self, batch: DataProto, step: int, metrics: dict[str, float]) -> None:
+        """Wait for the scores of a batch from ``collect``, whose rows may lie in another order by now.
+
+        Adds ``token_level_scores`` (B, T) and the ``reward`` parts; for ReMax also ``reward_baselines`` (B,).
+        """
+        if not self.pending:  # online filtering has them already
+            return
+        scores, *baselines = [self.wait_for(scoring, step) for scoring in self.pending]
+        self.pending = []
+        places = list(batch.non_tensor_batch.pop("sample"))
+        batch.non_tensor_batch["reward"] = object_array(scores[place] for place in places)
+        totals = [scores[place]["overall"] for place in places]
+        batch.batch["token_level_scores"] = on_last_token(totals, batch.batch["response_mask"])
+        for greedy in baselines:
+            greedy_P = torch.tensor([score["overall"] for score in greedy])
+            batch.batch["reward_baselines"] = greedy_P[torch.tensor(places) // self.config.worker.rollout.n]
+        ordered = np.argsort(places)  # means do not depend on how rows were shared out over the ranks
+        splits, uids = (list(batch.non_tensor_batch[key][ordered]) for key in ("split", "uid"))
+        metrics |= reward_metrics(scores, splits) | group_metrics(scores, uids)
+
+    def _clean_and_noisy(self, prompts: DataProto, step: int) -> DataProto:
         """n samples of each prompt side by side, the last ``noise_rollout`` of them from the prompt's noisy twin."""
         settings = self.config.worker.rollout
         noise = settings.noise_rollout
@@ -129,23 +186,26 @@ class ExperienceMaker:
         return DataProto(samples.batch, columns)
 
     def score(self, samples: DataProto, step: int) -> list[dict[str, float]]:
+        """The reward function's parts for every sample, waited for; raises as ``wait_for``."""
+        return self.wait_for(self.rewards.start(self.reward_inputs(samples)), step)
+
+    def wait_for(self, scoring: Scoring, step: int) -> list[dict[str, float]]:
         """The reward function's parts for every sample.
 
         Raises:
-            TrainingError: the function raised or returned no reward, unless such errors are tolerated.
+            TrainingError: the function raised or returned no reward, unless such errors are tolerated; or its process
+                died.
         """
-        inputs = self.reward_inputs(samples)
         try:
-            return ray.get(self.reward.score.remote(inputs))
-        except ray.exceptions.RayTaskError as error:
-            cause = error.cause
-            if not isinstance(cause, RewardError | DataError):
-                raise
-            if isinstance(cause, DataError) or not self.config.trainer.tolerate_reward_errors:
-                raise TrainingError(f"step {step}: {cause}") from error
+            return scoring.wait()
+        except ray.exceptions.RayActorError as error:
+            raise TrainingError(f"step {step}: a reward process died: {error}") from error
+        except (RewardError, DataError) as error:
+            if isinstance(error, DataError) or not self.config.trainer.tolerate_reward_errors:
+                raise TrainingError(f"step {step}: {error}") from error
             self.reward_errors += 1
-            logger.error("step %d: %s; the batch counts 0 (error %d)", step, cause, self.reward_errors)
-            return [dict.fromkeys(("overall", self.config.algorithm.filter_key), 0.0) for _ in inputs]
+            logger.error("step %d: %s; the batch counts 0 (error %d)", step, error, self.reward_errors)
+            return [dict.fromkeys(("overall", self.config.algorithm.filter_key), 0.0) for _ in scoring.inputs]
 
     def reward_inputs(self, samples: DataProto) -> list[dict[str, Any]]:
         """What the reward function sees of every sample."""

@@ -14,6 +14,7 @@ REFERENCE = " ".join(
     f"worker.ref.model.{key}"
     for key in ("tokenizer_path", "override_config", "enable_gradient_checkpointing", "trust_remote_code", "lora")
 )
+UNTRAINED = "worker.ref.offload.offload_optimizer worker.ref.fsdp.defer_gradient_reduction"
 VISION = "data.image_key data.video_key data.video_fps data.min_pixels data.max_pixels"
 
 
@@ -34,18 +35,34 @@ def _rules(config: PPOConfig) -> list[tuple[bool, str, str]]:
     algorithm, actor = config.algorithm, config.worker.actor
     estimator, validates = algorithm.adv_estimator, bool(config.data.val_files)
     discounted = estimator in ("gae", "reinforce_plus_plus")
+    elsewhere = config.trainer.ray_address != "local"  # what the machines of a cluster have is not known yet
     offloads = _for_roles("fsdp.enable_cpu_offload", "offload.offload_params", "offload.offload_optimizer")
+    on_host = [
+        (
+            not (has_accelerator() and getattr(config.worker, role).fsdp.enable_cpu_offload),
+            f"worker.{role}.offload.offload_params worker.{role}.offload.offload_optimizer",
+            f"worker.{role}.fsdp.enable_cpu_offload=true keeps them in CPU memory at all times",
+        )
+        for role in ("actor", "critic", "ref")
+    ]
     return [
+        *on_host,
         (False, _for_roles("fsdp.use_orig_params"), "FSDP2 always keeps the original parameters"),
         (False, f"{VISION} {_for_roles('model.freeze_vision_tower')}", "this trainer is for text models"),
-        (False, f"{REFERENCE} worker.ref.offload.offload_optimizer", "the reference is the actor's twin, untrained"),
+        (False, f"{REFERENCE} {UNTRAINED}", "the reference is the actor's twin, untrained"),
         (False, "worker.critic.model.tokenizer_path", "the critic reads the actor's tokens"),
-        (has_accelerator(), offloads, "there is no accelerator to move memory away from"),
+        (elsewhere or has_accelerator(), offloads, "there is no accelerator to move memory away from"),
         (actor.model.lora.rank > 0, "worker.rollout.lora_weights", "worker.actor.model.lora.rank=0 trains no adapters"),
         (config.use_critic, "worker.critic trainer.critic_warmup", f"adv_estimator={estimator} trains no critic"),
         (config.use_reference, "worker.ref", "disable_kl=true trains without a reference"),
+        (
+            not (config.use_reference and config.worker.reference_is_actor),
+            "worker.ref.fsdp worker.ref.offload.offload_params",
+            "under LoRA the reference is the actor with its adapters off",
+        ),
         (discounted, "algorithm.gamma", f"adv_estimator={estimator} does not discount"),
         (estimator == "gae", "algorithm.lam", f"adv_estimator={estimator} has no lambda"),
+        (config.trainer.dry_run, "trainer.dry_run_gpu", "dry_run=false"),
         (algorithm.kl_type == "adaptive", "algorithm.kl_horizon algorithm.kl_target", "kl_type=fixed"),
         (
             algorithm.online_filtering,

@@ -124,16 +124,15 @@ def read_datasets(config: PPOConfig, tokenizer: Any) -> tuple[Any, Any, Any]:
 def start_ray(config: PPOConfig) -> None:
     """Connect to the cluster of several machines, or start Ray here; SIGINT and SIGTERM then end the run."""
     import ray
+    import torch
 
-    from ..utils.vllm_env import has_accelerator
-
-    address = os.environ.get("RAY_ADDRESS") or ("auto" if config.trainer.nnodes > 1 else "local")
-    options: dict[str, Any] = {"address": address, "logging_level": logging.ERROR}
-    if address == "local":
+    options: dict[str, Any] = {"address": config.trainer.ray_address, "logging_level": logging.ERROR}
+    if config.trainer.ray_address == "local":
         # Logical CPUs: one a rank and for the reward process, however few cores there are.
         wanted = config.trainer.world_size + config.worker.reward.num_cpus
         options |= {"num_cpus": max(wanted, os.cpu_count() or 1), "include_dashboard": False}
-        if not has_accelerator():
+        options["num_gpus"] = torch.cuda.device_count()  # Ray counts those that a CPU build of torch cannot use, too
+        if not options["num_gpus"]:
             options["object_store_memory"] = CPU_OBJECT_STORE_BYTES
     ray.init(**options)
     for number in (signal.SIGINT, signal.SIGTERM):

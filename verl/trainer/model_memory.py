@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ..utils.flops import ModelShape
+from ..utils.optim import moment_dtype
 from .step_time import Hardware
 
 if TYPE_CHECKING:
@@ -25,10 +26,17 @@ class Role:
     parameters: int
     trained: int
     """parameters that have gradients"""
+    adapters: int
+    """those of LoRA, kept in fp32"""
     keep: int
     compute: int
     reduce: int
-    bf16_moments: bool
+    moments: int
+    """of a trained parameter: what the optimiser keeps"""
+    scratch: int
+    """of a parameter that is being updated, at most ``optim.CHUNK`` of them at once"""
+    deferred: bool
+    """whole gradients are added up over a mini-batch"""
     full_shard: bool
     checkpointing: bool
     weights_away: bool
@@ -36,20 +44,35 @@ class Role:
     optimizer_away: bool
     on_host: bool
     """weights, gradients and optimiser state always lie in CPU memory"""
+    borrowed: bool = False
+    """the weights are the actor's"""
+
+    @property
+    def whole(self) -> int:
+        """All weights, on whatever rank."""
+        return (self.parameters - self.adapters) * self.keep + self.adapters * BYTES["fp32"]
 
     @property
     def weights(self) -> int:
-        return 0 if self.on_host else self.parameters * self.keep // self.ranks
+        return 0 if self.on_host or self.borrowed else self.whole // self.ranks
 
     @property
     def gradients(self) -> int:
-        return 0 if self.on_host else self.trained * self.keep // self.ranks
+        return 0 if self.on_host else self.trained * (BYTES["fp32"] if self.adapters else self.keep) // self.ranks
 
     @property
     def optimizer(self) -> int:
-        """AdamW: two moments in the weights' type. BF16AdamW: two moments and the compensation, two bytes each."""
-        each = 3 * 2 if self.bf16_moments else 2 * self.keep
-        return 0 if self.on_host else self.trained * each // self.ranks
+        return 0 if self.on_host else self.trained * self.moments // self.ranks
+
+    @property
+    def whole_gradients(self) -> int:
+        """Gradients that wait on every rank for the last micro-batch."""
+        return self.trained * self.reduce if self.deferred else 0
+
+    @property
+    def largest_slice(self) -> int:
+        """A rank's part of the largest tensor, which loading and updates pass through."""
+        return self.shape.vocab * self.shape.hidden * self.keep // self.ranks
 
     @property
     def layer(self) -> int:
@@ -80,6 +103,11 @@ class Role:
         return max(self.layer + self.flat, self.end * (2 if self.ranks > 1 else 1))
 
     @property
+    def gathered_layer(self) -> int:
+        """The same in a layer's backward pass, when head and embedding are not there."""
+        return self.gathered if self.shape.tied or not self.full_shard else self.layer + self.flat
+
+    @property
     def left_gathered(self) -> int:
         """What a pass without gradients leaves behind where FSDP does not shard again after it."""
         return 0 if self.full_shard else self.shape.layers * self.layer + self.outer
@@ -97,10 +125,11 @@ def role_of(
     heads: int = 1,
 ) -> Role:
     """A model's role from its settings; ``batch`` is None for a reference, which is not trained."""
-    bf16 = batch is not None and batch.optim.strategy == "adamw_bf16"
+    optim = batch.optim if batch is not None and batch.optim.strategy == "adamw_bf16" else None
     compute = bytes_of(fsdp.mp_param_dtype)
-    kept = fsdp.torch_dtype or ("bf16" if bf16 else "fp32" if batch else fsdp.mp_param_dtype)
     adapters = shape.lora_parameters(lora.rank) if lora and lora.rank else 0
+    kept = fsdp.torch_dtype or ("bf16" if optim else "fp32" if batch and not adapters else fsdp.mp_param_dtype)
+    trained_in = "fp32" if adapters else kept
     parameters = shape.parameters + adapters - (0 if heads else shape.vocab * shape.hidden * (not shape.tied))
     gpu = hardware.memory is not None
     return Role(
@@ -108,10 +137,14 @@ def role_of(
         ranks=world if fsdp.fsdp_size == -1 else fsdp.fsdp_size,
         parameters=parameters,
         trained=0 if batch is None else adapters or parameters,
+        adapters=adapters,
         keep=bytes_of(kept),
         compute=compute,
         reduce=BYTES[fsdp.mp_reduce_dtype],
-        bf16_moments=bf16,
+        # Both moments in the weights' type, or BF16AdamW's, and the weights' lower halves.
+        moments=2 + sum(moment_dtype(beta).itemsize for beta in optim.betas) if optim else 2 * bytes_of(trained_in),
+        scratch=5 * 4 if optim else 0,
+        deferred=fsdp.defer_gradient_reduction,
         full_shard=fsdp.enable_full_shard,
         checkpointing=batch is not None and batch.model.enable_gradient_checkpointing,
         weights_away=gpu and offload.offload_params,

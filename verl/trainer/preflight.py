@@ -82,6 +82,10 @@ def _model_problems(config: "PPOConfig") -> list[str]:
     settings |= config.worker.actor.model.override_config
     if problem := head_problem(config.worker.actor.ulysses_size, settings):
         found.append(problem)
+    if settings and config.worker.actor.padding_free:
+        from ..utils.packable import packing_problem  # takes a second
+
+        found += filter(None, [packing_problem(settings)])
     return found + _length_problems(config, settings)
 
 

@@ -16,7 +16,7 @@ from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 from ..protocol import DataProto
-from ..single_controller import WorkerGroup
+from ..single_controller import WorkerGroup, cluster_has_gpus
 from ..utils import checkpoint
 from ..utils.atomic import write_json, write_text
 from ..utils.config import to_dict, to_yaml
@@ -24,13 +24,12 @@ from ..utils.dataset import RLHFDataset
 from ..utils.logger import Tracker, log_generations
 from ..utils.provenance import git_revision
 from ..utils.seqlen_balancing import balance_dataproto
-from ..utils.vllm_env import has_accelerator
-from ..workers.fsdp_workers import FSDPWorker
+from ..workers.fsdp_workers import FSDPWorker, eos_token_ids
 from . import core_algos
 from .config import PPOConfig
 from .data_loader import PromptLoader, prompt_batch
 from .experience import ExperienceMaker, TrainingError, on_last_token
-from .metrics import Timer, batch_metrics, reward_metrics
+from .metrics import Timer, batch_metrics, reward_metrics, update_mfu
 from .preflight import resume_folder
 from .replay import ReplayBuffer
 
@@ -68,6 +67,8 @@ class RayPPOTrainer:
         self.replay_cap = replay.pop("cap")
         self.replay = ReplayBuffer(**replay, seed=config.data.seed) if algorithm.replay.ratio else None
         self.best: dict[str, float] = {}
+        model = config.worker.actor.model.model_path
+        self.ends = [] if config.worker.rollout.ignore_eos else eos_token_ids(model, tokenizer)
         self.workers: WorkerGroup | None = None
         self.tracker: Tracker | None = None
 
@@ -75,16 +76,19 @@ class RayPPOTrainer:
     def start(self) -> None:
         """Start the ranks and the reward process, and go on from a checkpoint where there is one."""
         trainer = self.config.trainer
+        with_gpus = cluster_has_gpus(trainer.nnodes)
+        logger.info("%d ranks, each on %s", trainer.world_size, "a GPU" if with_gpus else "CPU cores: there is no GPU")
         self.workers = WorkerGroup(
             FSDPWorker,
             self.total_steps,
             nnodes=trainer.nnodes,
             ranks_per_node=trainer.n_gpus_per_node,
-            with_gpus=has_accelerator(),
+            with_gpus=with_gpus,
             config=self.config,
         )
         self.experience = ExperienceMaker(self.config, self.tokenizer, self.workers, self.loader, self.noisy)
         self.workers.all("init_model")
+        self.arithmetic = self.workers.all("arithmetic")
         self._resume()
         write_text(trainer.run_folder / "config.yaml", to_yaml(self.config))
         write_text(trainer.run_folder / "git_revision", git_revision() + "\n")
@@ -145,6 +149,8 @@ class RayPPOTrainer:
         if self.config.use_critic:
             with timer("values"):
                 batch = batch.union(self._on_ranks("compute_values", batch))
+        with timer("reward"):
+            self.experience.add_rewards(batch, self.step, metrics)
         with timer("adv"):
             self._add_advantages(batch, metrics)
         if self.replay is not None:
@@ -156,8 +162,18 @@ class RayPPOTrainer:
         if self.step > self.config.trainer.critic_warmup:
             with timer("update_actor"):
                 self._update_actor(batch, metrics)
-        metrics |= batch_metrics(batch, self.config.data.max_response_length)
-        return metrics | timer.metrics(batch, self.workers.world_size)
+            metrics |= self._mfu(batch, timer.seconds["update_actor"])
+        metrics |= batch_metrics(batch, self.ends)
+        return metrics | self.experience.handed_over | timer.metrics(batch, self.workers.world_size)
+
+    def _mfu(self, batch: DataProto, seconds: float) -> dict[str, float]:
+        """``perf/mfu`` of an update; nothing where a rank's device, or the model, has no known figures."""
+        if None in self.arithmetic:
+            return {}
+        actor, shape = self.config.worker.actor, self.arithmetic[0][0]
+        peak = sum(flops for _, flops in self.arithmetic)
+        adapters = actor.model.lora.rank > 0
+        return {"perf/mfu": update_mfu(batch, shape, peak, seconds, epochs=actor.ppo_epochs, adapters=adapters)}
 
     # ---- learning ---------------------------------------------------------------------------------------------------
     def _shared_out(self, method: str, batch: DataProto, **meta_info: Any) -> list[Any]:
@@ -245,17 +261,20 @@ class RayPPOTrainer:
         data, config, experience = self.config.data, self.config, self.experience
         size = data.val_batch_size if data.val_batch_size > 0 else len(self.val)
         sampling = {key: config.val_rollout(key) for key in ("n", "temperature", "top_p", "top_k")}
-        scores, dialogues = [], []
-        for start in range(0, len(self.val), size):
-            items = [self.val[i] for i in range(start, min(start + size, len(self.val)))]
-            samples = experience.generate(prompt_batch(items, "val"), self.step, **sampling)
-            scores += experience.score(samples, self.step)
-            dialogues += experience.reward_inputs(samples)
+        batches = []
+        with experience.sampling(Timer()):
+            for start in range(0, len(self.val), size):
+                items = [self.val[i] for i in range(start, min(start + size, len(self.val)))]
+                samples = experience.generate(prompt_batch(items, "val"), self.step, **sampling)
+                batches.append(experience.rewards.start(experience.reward_inputs(samples)))
+        scores = [score for batch in batches for score in experience.wait_for(batch, self.step)]
+        dialogues = [one for batch in batches for one in batch.inputs]
         if wanted := config.trainer.val_generations_to_log:
             stride = max(1, len(dialogues) // wanted)
             shown = [{**one, "reward": score} for one, score in zip(dialogues, scores, strict=True)]
             log_generations(config.trainer.run_folder, self.step, shown[::stride][:wanted])
-        return reward_metrics(scores, [one["split"] for one in dialogues], prefix="val/reward")
+        metrics = reward_metrics(scores, [one["split"] for one in dialogues], prefix="val/reward")
+        return metrics | experience.handed_over
 
     def _note_best(self, metrics: dict[str, float]) -> None:
         """Remember the saved step whose validation is best; among equals the latest, which has learnt more."""

@@ -52,6 +52,18 @@ class Hardware:
         return cls(name, memory, device.flops, device.bandwidth, device.link)
 
     @classmethod
+    def named(cls, words: str) -> "Hardware":
+        """The GPU that ``trainer.dry_run_gpu`` names, such as ``H100:80``: its driver's name and its GB.
+
+        Raises:
+            ValueError: it is worded otherwise, or its speed is not known.
+        """
+        name, _, size = words.rpartition(":")
+        if not name or not size.isdigit():
+            raise ValueError(f"trainer.dry_run_gpu={words}: give name:GB, such as H100:80")
+        return cls.gpu(name, int(size) * 10**9)
+
+    @classmethod
     def here(cls, dtype: str) -> "Hardware":
         """This machine's GPU, or its CPU with the speed of a matrix product in ``dtype``, measured."""
         if torch.cuda.is_available():
@@ -62,7 +74,7 @@ class Hardware:
             start = time.perf_counter()
             matrix @ matrix
             seconds.append(time.perf_counter() - start)
-        return cls("CPU", None, 2 * 768**3 / min(seconds), CPU_BANDWIDTH, CPU_BANDWIDTH)
+        return cls("this machine's CPU", None, 2 * 768**3 / min(seconds), CPU_BANDWIDTH, CPU_BANDWIDTH)
 
 
 @dataclass(frozen=True)
@@ -78,6 +90,8 @@ class Work:
     engines: int
     engine_bytes: int
     """the engine's weights on one rank"""
+    sync_bytes: int
+    """what a rank gathers for the engine"""
     kv_bytes_per_token: int
     """on one rank"""
 
@@ -92,6 +106,7 @@ def phase_seconds(
     roles: Mapping[str, "Role"],
     work: Work,
     micro_batches: Mapping[str, int],
+    mini_batches: int,
     epochs: int,
     hardware: Hardware,
 ) -> dict[str, float]:
@@ -103,7 +118,7 @@ def phase_seconds(
     # The ranks of a CPU machine share its cores.
     rank_flops = hardware.flops if hardware.memory else hardware.flops / work.ranks_per_node
     length = work.prompt_tokens + work.response_tokens
-    seconds = {"sync": _link_seconds(roles["actor"], work, hardware, roles["actor"].parameters * roles["actor"].keep)}
+    seconds = {"sync": _link_seconds(roles["actor"], work, hardware, work.sync_bytes)}
     for phase in phases:
         if phase == "load":
             continue
@@ -115,12 +130,20 @@ def phase_seconds(
         updates = phase.startswith("update")
         passes = (4 if role.checkpointing else 3) * epochs if updates else 1
         compute = passes * forward / work.world / rank_flops / EFFICIENCY["training"]
-        # Every micro-batch gathers the weights, an update once more for its backward pass, and reduces gradients.
-        moved = role.parameters * role.compute * (2 if updates and role.full_shard else 1)
-        moved += role.trained * role.reduce if updates else 0
-        link = _link_seconds(role, work, hardware, moved * micro_batches[phase]) * (epochs if updates else 1)
+        link = _link_seconds(role, work, hardware, _moved(role, micro_batches[phase], mini_batches, updates=updates))
+        link *= epochs if updates else 1
         seconds[phase] = max(compute, link)  # FSDP moves the next layer while this one computes
     return seconds
+
+
+def _moved(role: "Role", micro_batches: int, mini_batches: int, *, updates: bool) -> int:
+    """Bytes that a pass over a batch gathers and reduces: weights for every micro-batch (an update's backward pass
+    gathers them again), gradients for every micro-batch or mini-batch."""
+    once = mini_batches if updates and role.deferred else micro_batches
+    if not updates:
+        return role.parameters * role.compute * micro_batches
+    gathers = 2 * micro_batches if role.full_shard else once
+    return role.parameters * role.compute * gathers + role.trained * role.reduce * once
 
 
 def _link_seconds(role: "Role", work: Work, hardware: Hardware, size: int) -> float:

@@ -1,14 +1,14 @@
-"""What RULE does with FSDP2: shard a module, fill it, gather it, move it off the device, clip its gradients."""
+"""What RULE does with FSDP2: shard a module, move it off the device, clip its gradients."""
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, MutableMapping
 from typing import Any
 
 import torch
 import torch.distributed as dist
-from torch.distributed.checkpoint.state_dict import StateDictOptions, set_model_state_dict
 from torch.distributed.device_mesh import DeviceMesh, init_device_mesh
-from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy, fully_shard
+from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
+from torch.utils.weak import WeakIdKeyDictionary
 
 from ..workers.config import FSDPConfig
 
@@ -48,39 +48,34 @@ def _ends(module: torch.nn.Module) -> list[torch.nn.Module]:
     return [] if model.config.get_text_config().tie_word_embeddings else [embedding, head]
 
 
-def load_full_state(
-    module: torch.nn.Module,
-    state: dict[str, torch.Tensor] | None,
-    buffers: dict[str, torch.Tensor],
-    *,
-    from_rank0: bool,
-) -> None:
-    """Fill a module that was sharded on the meta device.
+def materialize(module: torch.nn.Module, buffers: dict[str, torch.Tensor], *, on_host: bool) -> None:
+    """Give a module that was sharded on the meta device its memory. The shards' content is undefined.
 
     Args:
-        state: all weights, on every rank or (``from_rank0``) on rank 0 only.
-        buffers: the real buffers, which the meta device would have lost.
+        buffers: the real buffers, which the meta device would have lost; they go where the arithmetic is.
+        on_host: the shards lie in CPU memory although the arithmetic does not (``enable_cpu_offload``); FSDP pins them.
     """
-    offloaded = any(isinstance(p, DTensor) and p.device_mesh.device_type == "cuda" for p in module.parameters())
-    device = torch.device("cuda", torch.cuda.current_device()) if offloaded else torch.device("cpu")
-    module.to_empty(device=device)
+    device = next(param.device_mesh.device_type for param in module.parameters())
+    device = torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device(device)
+    module.to_empty(device="cpu" if on_host else device)
     module.tie_weights()  # to_empty made two parameters of tied ones
     for name, buffer in buffers.items():
         owner, _, leaf = name.rpartition(".")
         module.get_submodule(owner)._buffers[leaf] = buffer.to(device)
-    options = StateDictOptions(full_state_dict=True, broadcast_from_rank0=from_rank0)
-    set_model_state_dict(module, state or {}, options=options)
 
 
-def full_tensors(module: torch.nn.Module, part: str = "") -> Iterator[tuple[str, torch.Tensor]]:
-    """(name, whole tensor) of every weight, gathered one at a time. A collective: every rank must run it to the end.
+def local_shard(tensor: torch.Tensor) -> torch.Tensor:
+    """This rank's part of a parameter, gradient or moment: the tensor itself, where ``to_local`` gives a view of it."""
+    return tensor._local_tensor if isinstance(tensor, DTensor) else tensor
 
-    Args:
-        part: what the names must hold.
+
+def hold_gradients(module: FSDPModule, config: FSDPConfig, *, last: bool) -> None:
+    """Let the next backward pass add up whole gradients on every rank, and only the last of a mini-batch reduce them.
+
+    Where a forward pass leaves the weights gathered (``enable_full_shard=false``), they stay so until then, too.
     """
-    for name, tensor in module.state_dict().items():
-        if part in name:
-            yield name, tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
+    module.set_requires_gradient_sync(last)
+    module.set_reshard_after_backward(last or config.enable_full_shard)
 
 
 def clip_grad_norm(parameters: list[torch.nn.Parameter], max_norm: float) -> float:
@@ -94,14 +89,70 @@ def clip_grad_norm(parameters: list[torch.nn.Parameter], max_norm: float) -> flo
     return total.item()
 
 
-def move_module(module: torch.nn.Module, device: str | torch.device) -> None:
-    """Move the shards of a module that lies idle, or is about to be used."""
-    module.to(device)
+_ON_HOST: MutableMapping[torch.Tensor, tuple[torch.Tensor, int]] = WeakIdKeyDictionary()
+"""of a parameter or moment that was moved off the GPU before: its place in pinned memory, and bytes of its storage"""
 
 
-def move_optimizer(optimizer: torch.optim.Optimizer, device: str | torch.device) -> None:
-    """Move an optimiser's moments."""
+def offload_module(module: torch.nn.Module) -> None:
+    """Move the shards of an idle module from the GPU to CPU memory. Its buffers, which are small, stay."""
+    for part in module.modules():
+        if isinstance(part, FSDPModule):
+            part.reshard()  # what a pass left gathered
+    _offload(module.parameters())
+
+
+def load_module(module: torch.nn.Module) -> None:
+    """Bring back what ``offload_module`` moved away."""
+    _bring_back(module.parameters())
+
+
+def offload_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Move an optimiser's moments from the GPU to CPU memory."""
+    _offload(_moments(optimizer))
+
+
+def load_optimizer(optimizer: torch.optim.Optimizer) -> None:
+    """Bring back what ``offload_optimizer`` moved away."""
+    _bring_back(_moments(optimizer))
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> Iterator[torch.Tensor]:
     for state in optimizer.state.values():
-        for key, value in state.items():
-            if isinstance(value, torch.Tensor) and value.dim() > 0:
-                state[key] = value.to(device, non_blocking=True)
+        yield from (value for value in state.values() if isinstance(value, torch.Tensor) and value.dim() > 0)
+
+
+@torch.no_grad()
+def _offload(tensors: Iterable[torch.Tensor]) -> None:
+    """Copy tensors to pinned memory and free their storage on the GPU; the tensors stay what they are, but empty.
+
+    So FSDP's views, tied weights and the optimiser's references hold. Each tensor keeps its place in pinned memory:
+    pinning costs more than copying. What is on the CPU already (``enable_cpu_offload``) has nothing to move.
+    """
+    freed = []
+    for tensor in tensors:
+        here = local_shard(tensor)
+        size = here.untyped_storage().nbytes()
+        if here.device.type == "cpu" or not size:
+            continue
+        place, _ = _ON_HOST.get(tensor, (None, 0))
+        if place is None:
+            place = torch.empty(here.shape, dtype=here.dtype, pin_memory=True)
+        _ON_HOST[tensor] = place, size
+        place.copy_(here, non_blocking=True)
+        freed.append(here)
+    if freed:
+        torch.cuda.synchronize()
+        for here in freed:
+            here.untyped_storage().resize_(0)
+        torch.cuda.empty_cache()  # the engine takes its memory from the driver, not from torch
+
+
+@torch.no_grad()
+def _bring_back(tensors: Iterable[torch.Tensor]) -> None:
+    """Queue the copies back; what is computed next on this stream, and FSDP's streams behind it, come after them."""
+    for tensor in tensors:
+        here = local_shard(tensor)
+        if tensor in _ON_HOST and not here.untyped_storage().nbytes():
+            place, size = _ON_HOST[tensor]
+            here.untyped_storage().resize_(size)
+            here.copy_(place, non_blocking=True)

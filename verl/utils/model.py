@@ -3,6 +3,9 @@
 What FSDP does to a module is ``verl.utils.fsdp``'s; what is computed with it is the actor's and the critic's.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+from copy import deepcopy
 from typing import Any
 
 import torch
@@ -11,9 +14,11 @@ from torch.distributed.device_mesh import DeviceMesh
 from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForTokenClassification, PretrainedConfig
 
 from ..workers.config import FSDPConfig, ModelConfig
-from .attention import PACKED
+from .attention import plain_implementation
 from .errors import ConfigError, closest
-from .fsdp import load_full_state, shard
+from .fsdp import materialize, shard
+from .loading import HEAD, WeightFiles, all_agree, fill, same_names, whole_model
+from .packable import pack, prove_packed
 from .vllm_env import has_accelerator
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -69,10 +74,12 @@ def build_model(
     Args:
         mesh: one dimension (shard) or two (replicate, shard).
         value_head: a scalar per token instead of logits, its head starting at zero.
-        keep_dtype: type the sharded weights are kept in, unless ``fsdp.torch_dtype`` says otherwise.
+        keep_dtype: type the sharded weights are kept in, unless ``fsdp.torch_dtype`` says otherwise; under LoRA that of
+            the arithmetic, since they are frozen, and fp32 for the adapters.
     """
     config = load_config(model)
-    dtype = resolve_dtype(fsdp.torch_dtype or keep_dtype)
+    adapted = trainable and model.lora.rank > 0
+    dtype = resolve_dtype(fsdp.torch_dtype or (fsdp.mp_param_dtype if adapted else keep_dtype))
     auto_class = AutoModelForCausalLM
     if value_head:
         auto_class = AutoModelForTokenClassification
@@ -80,39 +87,69 @@ def build_model(
     common: dict[str, Any] = {
         "config": config,
         "dtype": dtype,
-        "attn_implementation": PACKED if padding_free else "sdpa",
+        "attn_implementation": plain_implementation(config),
         "trust_remote_code": model.trust_remote_code,
     }
     with init_empty_weights(include_buffers=False):
         module = auto_class.from_config(**common)
+    if padding_free:
+        pack(module)
+    files = WeightFiles.find(model.model_path)
+    if not all_agree(files is not None and same_names(module, files)):  # some machines may lack the weights
+        files = None
     module.train(trainable)
     if model.enable_gradient_checkpointing and trainable:
         module.gradient_checkpointing_enable({"use_reentrant": False})
-    if model.lora.rank > 0 and trainable:
-        module = _add_lora(module, model)
+    if adapted:
+        module = add_lora(module, model)
     elif not trainable:
         module.requires_grad_(False)
     buffers = dict(module.named_buffers())
     shard(module, fsdp, mesh, resolve_dtype(fsdp.mp_param_dtype))
+    materialize(module, buffers, on_host=fsdp.enable_cpu_offload and mesh.device_type != "cpu")
     source = None
     if not fsdp.enable_rank0_init or torch.distributed.get_rank() == 0:
-        source = _load_source(auto_class, model, common, value_head)
-    load_full_state(module, source, buffers, from_rank0=fsdp.enable_rank0_init)
+        source = _source(auto_class, model, common, whole=files is None)
+    fill(module, files, source)
+    if padding_free:
+        prove_packed(module, torch.device(mesh.device_type))
     return module
 
 
-def _load_source(auto_class: Any, model: ModelConfig, common: dict[str, Any], value_head: bool) -> dict[str, Any]:
-    """All weights on CPU, with the names of the module they go into."""
-    whole = auto_class.from_pretrained(model.model_path, **common)
-    if value_head:
-        torch.nn.init.zeros_(whole.score.weight)
-        torch.nn.init.zeros_(whole.score.bias)
+def _source(auto_class: Any, model: ModelConfig, common: dict[str, Any], *, whole: bool) -> dict[str, torch.Tensor]:
+    """All weights, or value head and adapters only, on the CPU, with the names of the module they go into."""
+    # Of its own, since to build a model sets the attention in its configuration, which the sharded one lives by.
+    common = {**common, "config": deepcopy(common["config"])}
+    if whole:
+        module = whole_model(auto_class, model.model_path, common)
+    else:
+        with init_empty_weights(include_buffers=False):
+            module = auto_class.from_config(**common)
+        _without_memory(module)
+    if hasattr(module, "score"):
+        for name, param in module.score.named_parameters():
+            module.score.register_parameter(name, torch.nn.Parameter(torch.zeros(param.shape, dtype=param.dtype)))
     if model.lora.rank > 0:
-        whole = _add_lora(whole, model)
-    return whole.state_dict()
+        module = add_lora(module, model)
+    return {
+        name: tensor for name, tensor in module.state_dict().items() if whole or ".lora_" in name or HEAD.search(name)
+    }
 
 
-def _add_lora(module: torch.nn.Module, model: ModelConfig) -> torch.nn.Module:
+def _without_memory(module: torch.nn.Module) -> None:
+    """Let a model on the meta device pass for one on the CPU, where PEFT then starts its adapters."""
+    for part in module.modules():
+        for name, param in part._parameters.items():
+            if param is not None:
+                part._parameters[name] = torch.nn.Parameter(torch.zeros((), dtype=param.dtype).expand(param.shape))
+
+
+def add_lora(module: torch.nn.Module, model: ModelConfig) -> torch.nn.Module:
+    """The module with adapters, which alone are trained.
+
+    Raises:
+        ConfigError: an adapter of a weight that two modules share.
+    """
     from peft import LoraConfig, TaskType, get_peft_model
 
     def names(value: str | list[str] | None) -> Any:
@@ -128,7 +165,33 @@ def _add_lora(module: torch.nn.Module, model: ModelConfig) -> torch.nn.Module:
     )
     if model.enable_gradient_checkpointing:
         module.enable_input_require_grads()
-    adapted = get_peft_model(module, settings, autocast_adapter_dtype=False)
+    adapted = get_peft_model(module, settings)  # which makes the adapters fp32
+    adapted.peft_config["default"].base_model_name_or_path = model.model_path
+    tied = {name.split(".")[-2] for pair in (module.all_tied_weights_keys or {}).items() for name in pair}
+    if shared := tied & {name.rpartition(".")[2] for name in adapted.targeted_module_names}:
+        raise ConfigError(
+            f"lora.target_modules={model.lora.target_modules}: {', '.join(sorted(tied))} share a weight, so an adapter "
+            f"of one of them could not be merged; leave out {', '.join(sorted(shared))}"
+        )
     if value_head:  # zeros, which PEFT freezes: no adapter could learn behind them
-        module.score.requires_grad_(True)
+        module.score.to(torch.float32).requires_grad_(True)
     return adapted
+
+
+@contextmanager
+def as_reference(module: torch.nn.Module) -> Iterator[None]:
+    """Run a module as the model that it was before training: without gradients, dropout and LoRA adapters.
+
+    peft's own way to switch adapters off takes ``requires_grad`` from them, which FSDP must not see change.
+    """
+    training, adapted = module.training, [part for part in module.modules() if hasattr(part, "lora_A")]
+    module.eval()
+    for part in adapted:
+        part._disable_adapters = True
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        module.train(training)
+        for part in adapted:
+            part._disable_adapters = False

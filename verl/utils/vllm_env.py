@@ -59,3 +59,13 @@ def drop_cpu_shared_memory(run: str) -> None:
     """Unlink that memory, which vLLM never does; it stays valid for those who have met there."""
     for path in Path("/dev/shm").glob(f"{run}-*-cpushm*"):
         path.unlink(missing_ok=True)
+
+
+def repack_head(model: torch.nn.Module) -> None:
+    """Renew the packed copy that CPU kernels make of an output head: a reload misses it where the head shares the
+    embedding's weights, and the head would stay the old model's."""
+    from vllm.model_executor.layers.vocab_parallel_embedding import ParallelLMHead
+
+    for module in model.modules():
+        if isinstance(module, ParallelLMHead) and module.weight.numel():
+            module.quant_method.process_weights_after_loading(module)

@@ -8,9 +8,11 @@ import torch.distributed as dist
 from ..protocol import DataProto
 from ..utils.seqlen_balancing import prepare_dynamic_batch
 
+Number = torch.Tensor | float
+
 
 def micro_batches(data: DataProto, *, max_samples: int, max_tokens: int | None) -> tuple[list[DataProto], list]:
-    """The micro-batches and the rows of each; as many on every rank, since FSDP's collectives must pair up.
+    """The micro-batches and the index of each's rows; as many on every rank, since FSDP's collectives must pair up.
 
     Args:
         max_samples: rows of a micro-batch, where ``max_tokens`` is None.
@@ -18,20 +20,32 @@ def micro_batches(data: DataProto, *, max_samples: int, max_tokens: int | None) 
     """
     if max_tokens is not None:
         return prepare_dynamic_batch(data, max_tokens)
-    rows = [list(range(len(data)))[start : start + max_samples] for start in range(0, len(data), max_samples)]
+    rows = [slice(start, start + max_samples) for start in range(0, len(data), max_samples)]
     return [data[part] for part in rows], rows
 
 
 class MetricSums:
-    """Metrics kept as (sum, weight), so that a mean depends neither on micro-batches nor on ranks."""
+    """Metrics kept as (sum, weight), so that a mean depends neither on micro-batches nor on ranks.
 
-    def __init__(self) -> None:
+    They stay on the device: reading one there would make the host wait for the micro-batch that it belongs to.
+
+    Args:
+        device: where the module works.
+    """
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
         self._sums: dict[str, list[torch.Tensor]] = defaultdict(list)
 
-    def add(self, metrics: dict[str, tuple[torch.Tensor, torch.Tensor]]) -> None:
+    def add(self, metrics: dict[str, tuple[Number, Number]]) -> None:
         for name, (total, weight) in metrics.items():
-            pair = torch.stack([torch.as_tensor(total).detach().double(), torch.as_tensor(weight).detach().double()])
-            self._sums[name].append(pair.cpu())
+            self._sums[name].append(torch.stack([self._on_device(total), self._on_device(weight)]))
+
+    def _on_device(self, value: Number) -> torch.Tensor:
+        """() in fp64. A number from the host is filled in by the device, since a copy would wait."""
+        if isinstance(value, torch.Tensor) and value.device.type == self.device.type:
+            return value.detach().double()
+        return torch.full((), float(value), dtype=torch.float64, device=self.device)
 
     def means(self) -> dict[str, float]:
         """The mean of each metric over all ranks. A collective: every rank must have added the same names."""

@@ -11,28 +11,40 @@ import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
 from accelerate import init_empty_weights
+from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
 from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, GenerationConfig
 
 from ..utils.model import load_config
 from .config import ModelConfig
-from .sharding_manager.fsdp_vllm import exported_tensors
+from .sharding_manager.export import adapter_tensors, exported_tensors
 
-LORA_CONFIG = "lora_config.json"
+ADAPTER = "lora_adapter"
 
 
 def save_role(role: Any, folder: Path, tokenizer: Any, model: ModelConfig, *, model_only: bool) -> None:
-    """Write ``folder/huggingface`` and, unless ``model_only``, ``folder/dcp``. A collective.
+    """Write ``folder/huggingface``, under LoRA ``folder/lora_adapter`` and, unless ``model_only``, ``folder/dcp``.
+
+    A collective.
 
     Args:
         model: what the role was built from.
     """
     save_hf_folder(role.module, folder / "huggingface", tokenizer, model)
+    save_adapter(role.module, folder / ADAPTER)
     if not model_only:
         dcp.save(_training_state(role), checkpoint_id=folder / "dcp")
-        if dist.get_rank() == 0 and hasattr(role.module, "peft_config"):
-            role.module.peft_config["default"].save_pretrained(folder)
-            (folder / "adapter_config.json").rename(folder / LORA_CONFIG)  # the folder itself is no adapter
+
+
+def save_adapter(module: torch.nn.Module, folder: Path) -> None:
+    """Write the adapters as they were trained, as a PEFT folder; nothing where there are none. A collective."""
+    if not hasattr(module, "peft_config"):
+        return
+    adapters = adapter_tensors(module)
+    if dist.get_rank() == 0:
+        module.peft_config["default"].save_pretrained(folder)
+        save_file(adapters, folder / "adapter_model.safetensors", metadata={"format": "pt"})
+    dist.barrier()
 
 
 def load_role(role: Any, folder: Path) -> None:
@@ -54,17 +66,19 @@ def _training_state(role: Any) -> dict[str, Any]:
 
 
 def save_hf_folder(module: torch.nn.Module, folder: Path, tokenizer: Any, model: ModelConfig) -> None:
-    """Gather the weights (LoRA merged) and write them on rank 0, in the type that the original model was stored in.
+    """Gather the weights and write them on rank 0, in the type that the original model was stored in; LoRA adapters are
+    merged in fp32 before.
 
     The configuration is the one that the module was built with, ``override_config`` included.
     """
     config = load_config(model)
     dtype = config.dtype or torch.bfloat16
     keep = dist.get_rank() == 0
+    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     state = {}
-    for name, tensor in exported_tensors(module):
+    for name, tensor in exported_tensors(module, dtype, device):
         if keep:
-            state[name] = tensor.to("cpu", dtype)
+            state[name] = tensor.cpu()
     if keep:
         value_head = hasattr(module, "score")
         auto_class = AutoModelForTokenClassification if value_head else AutoModelForCausalLM
@@ -72,8 +86,6 @@ def save_hf_folder(module: torch.nn.Module, folder: Path, tokenizer: Any, model:
             config.num_labels = 1
         with init_empty_weights(include_buffers=False):
             shell = auto_class.from_config(config, dtype=dtype, trust_remote_code=model.trust_remote_code)
-        for tied in getattr(shell, "all_tied_weights_keys", {}):
-            state.pop(tied, None)
         shell.save_pretrained(folder, state_dict=state)
         tokenizer.save_pretrained(folder)
         if not value_head:

@@ -64,7 +64,8 @@ class OptimConfig:
     weight_decay: float = 1e-2
     """decoupled weight decay"""
     strategy: Literal["adamw", "adamw_bf16"] = "adamw"
-    """``adamw``: moments in the parameters' type; ``adamw_bf16``: bf16 weights and moments with Kahan summation"""
+    """``adamw``: moments in the parameters' type; ``adamw_bf16``: bf16 weights and first moments, fp32 second moments,
+    and the weights' lower 16 bits, so that small updates are not rounded away"""
     lr_warmup_ratio: float = 0.0
     """warm-up as a share of all optimiser steps"""
     lr_warmup_steps: int | None = None
@@ -98,11 +99,13 @@ class FSDPConfig:
     enable_cpu_offload: bool = False
     """keep sharded parameters, gradients and optimiser state in CPU memory, and run the optimiser there"""
     enable_rank0_init: bool = True
-    """read the weights on rank 0 only and broadcast the shards"""
+    """where ranks cannot read their own shards (transformers converts the checkpoint as it loads it, or it is no
+    safetensors): read the whole model on rank 0 only and broadcast the shards; false reads it on every rank"""
     use_orig_params: bool = False
     """accepted for EasyR1's files; FSDP2 always keeps the original parameters"""
     torch_dtype: Dtype | None = None
-    """type the weights are kept in; null: fp32 where they are trained (bf16 under adamw_bf16), mp_param_dtype else"""
+    """type the weights are kept in; null: fp32 where they are trained (bf16 under adamw_bf16), mp_param_dtype else.
+    LoRA adapters are always kept in fp32"""
     fsdp_size: int = -1
     """ranks that share one copy of the weights; -1: all. A smaller number replicates the shards (HSDP)"""
     mp_param_dtype: Dtype = "bf16"
@@ -111,14 +114,18 @@ class FSDPConfig:
     """type of the gradient reduction"""
     mp_buffer_dtype: Literal["fp32"] = "fp32"
     """type of buffers; FSDP2 leaves them as they are"""
+    defer_gradient_reduction: bool = False
+    """add up whole gradients on every rank, and reduce them once a mini-batch, not once a micro-batch: less
+    communication for 4 bytes (mp_reduce_dtype) of GPU memory a trained weight. Without enable_full_shard the weights
+    stay gathered as long, too"""
 
 
 @dataclass(frozen=True)
 class OffloadConfig:
     offload_params: bool = False
-    """move the weights to CPU memory while another phase runs"""
+    """move the weights to CPU memory while another phase runs; nothing to do under fsdp.enable_cpu_offload"""
     offload_optimizer: bool = False
-    """move the optimiser's state to CPU memory while another phase runs"""
+    """move the optimiser's state to CPU memory while another phase runs; nothing to do under fsdp.enable_cpu_offload"""
 
 
 @dataclass(frozen=True)
@@ -162,6 +169,16 @@ class BatchConfig:
             "ppo_epochs",
             "ulysses_size",
         )
+        kept, strategy, lora = self.fsdp.torch_dtype, self.optim.strategy, self.model.lora.rank > 0
+        if strategy == "adamw" and kept not in (None, "fp32") and not lora:
+            found.append(
+                f"fsdp.torch_dtype={kept}: adamw would round most of a small update away; set null (fp32), or "
+                "optim.strategy=adamw_bf16"
+            )
+        if strategy == "adamw_bf16" and lora:
+            found.append("optim.strategy=adamw_bf16: saves memory on full training only; set adamw under LoRA")
+        if strategy == "adamw_bf16" and kept not in (None, "auto", "bf16"):
+            found.append(f"fsdp.torch_dtype={kept}: optim.strategy=adamw_bf16 keeps bf16 weights; set null, or adamw")
         if self.ulysses_size > 1 and not self.padding_free:
             found.append(
                 f"ulysses_size={self.ulysses_size}: shares packed rows; set padding_free=true, or ulysses_size=1"
@@ -204,7 +221,8 @@ class RefConfig:
     strategy: Literal["fsdp"] = "fsdp"
     """sharding: FSDP2"""
     model: ModelConfig = field(default_factory=ModelConfig)
-    """``model_path``: another reference than the actor's starting point, for example the original model"""
+    """``model_path``: another reference than the actor's starting point, for example the original model. Under LoRA
+    and without it, the reference is the actor with its adapters switched off, and needs no memory"""
     fsdp: FSDPConfig = field(default_factory=FSDPConfig)
     offload: OffloadConfig = field(default_factory=OffloadConfig)
 
@@ -237,9 +255,12 @@ class RolloutConfig:
     """no CUDA graphs (always so on CPU)"""
     enable_chunked_prefill: bool | None = None
     """cut long prompts into chunks; null: as the engine likes. false needs max_num_batched_tokens for a sequence"""
-    lora_weights: Literal["merged", "adapter"] = "merged"
-    """under LoRA, what each step hands to the engine: all weights with the adapters merged, which samples fastest, or
-    the adapters alone, which hands over least"""
+    lora_weights: Literal["adapter", "merged"] = "adapter"
+    """under LoRA, what each step hands to the engine: the adapters, which it then applies as the trainer does, or all
+    weights with the adapters merged, which samples faster and rounds small updates away in bf16"""
+    sync_tolerance: float | None = None
+    """largest mean difference in nats, over a fixed text, between the engine's log-probabilities and the actor's after
+    a weight sync; null: 1e-3 in fp32, 0.05 in fp16, 0.15 in bf16"""
     tensor_parallel_size: int = 2
     """ranks that share one engine"""
     max_model_len: int | None = None
@@ -263,6 +284,8 @@ class RolloutConfig:
             found.append(f"top_k={self.top_k}: must be -1 (all tokens) or at least 1")
         if not 0 < self.gpu_memory_utilization < 1:
             found.append(f"gpu_memory_utilization={self.gpu_memory_utilization}: must lie in (0, 1)")
+        if self.sync_tolerance is not None and not self.sync_tolerance > 0:
+            found.append(f"sync_tolerance={self.sync_tolerance}: must be greater than 0, or null")
         if self.limit_images:
             found.append(f"limit_images={self.limit_images}: this trainer is for text models; set 0")
         known = {"n", "temperature", "top_p", "top_k"}
@@ -280,7 +303,11 @@ class RewardConfig:
     skip_special_tokens: bool = True
     """leave special tokens out of the text that is scored"""
     num_cpus: int = 1
-    """CPUs that Ray reserves for the reward process"""
+    """CPUs that Ray reserves for rewards: that many processes share the samples of a sequential function, one process
+    gets them all for a function of batches"""
+
+    def problems(self) -> list[str]:
+        return positive(self, "num_cpus")
 
 
 @dataclass(frozen=True)
@@ -300,6 +327,11 @@ class WorkerConfig:
         if role == "ref":
             return replace(self.actor.model, model_path=path, lora=replace(self.actor.model.lora, rank=0))
         return replace(getattr(self, role).model, model_path=path)
+
+    @property
+    def reference_is_actor(self) -> bool:
+        """True where the reference is the actor's own module with its adapters switched off."""
+        return self.actor.model.lora.rank > 0 and self.model_of("ref").model_path == self.actor.model.model_path
 
     def problems(self) -> list[str]:
         return [] if self.hybrid_engine else ["hybrid_engine=false: workers always share devices here; set true"]

@@ -43,7 +43,7 @@ def forward_responses(
     """Run the model over whole samples and keep its outputs at the response tokens.
 
     Args:
-        batch: ``input_ids``, ``attention_mask``, ``position_ids`` (b, L) and ``response_mask`` (b, T).
+        batch: ``input_ids``, ``attention_mask`` (b, L) and ``response_mask`` (b, T).
         parallel: the ranks that have the same batch and share the work on it; needs ``padding_free``.
     """
     seen = batch["attention_mask"].bool()
@@ -85,10 +85,11 @@ def _forward_packed(
 def _forward_padded(
     module: torch.nn.Module, batch: TensorDict, seen: torch.Tensor, predicts: torch.Tensor
 ) -> torch.Tensor:
-    used = seen.any(dim=0).nonzero()
-    columns = slice(int(used[0]), int(used[-1]) + 1)
-    inputs = {key: batch[key][:, columns] for key in ("input_ids", "attention_mask", "position_ids")}
-    return module(**inputs, use_cache=False).logits[predicts[:, columns]]
+    # All padding goes to the right, where no real token can see it: neither attention nor a layer that carries a state
+    # needs a mask then, and positions count from zero.
+    order = seen.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : int(seen.sum(dim=1).max())]
+    ids, predicts = batch["input_ids"].gather(1, order), predicts.gather(1, order)
+    return module(input_ids=ids, use_cache=False).logits[predicts]
 
 
 def _has_value_head(module: torch.nn.Module) -> bool:

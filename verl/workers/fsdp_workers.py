@@ -21,8 +21,9 @@ from ..trainer.config import PPOConfig
 from ..utils import vllm_env
 from ..utils.checkpoint import write_errors
 from ..utils.errors import ConfigError
-from ..utils.fsdp import build_mesh, move_module, move_optimizer
-from ..utils.memory import MemoryMeter
+from ..utils.flops import ModelShape, device_peak_flops
+from ..utils.fsdp import build_mesh, load_module, load_optimizer, offload_module, offload_optimizer
+from ..utils.memory import GIB, MemoryMeter
 from ..utils.tokenizer import get_tokenizer
 from ..utils.ulysses import SequenceParallel, head_problem
 from .config import MAX_SEQUENCES, BatchConfig
@@ -39,6 +40,24 @@ def free_address() -> tuple[str, int]:
         return ray.util.get_node_ip_address(), probe.getsockname()[1]
 
 
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def check_gpu(rank: int, *, sees_one: bool) -> None:
+    """Raise ConfigError where Ray has given this rank a GPU and torch sees none: the rank would work on the CPU."""
+    import ray
+
+    given = ray.get_gpu_ids() if ray.is_initialized() else []
+    if given and not sees_one:
+        raise ConfigError(
+            f"rank {rank} on {ray.util.get_node_ip_address()}: Ray has given it GPU {given[0]}, but torch "
+            f"{torch.__version__} sees none; install a CUDA build of torch and its driver there, or train on CPUs with "
+            'CUDA_VISIBLE_DEVICES=""'
+        )
+
+
 class FSDPWorker:
     """One rank. Built in three calls: the constructor (nothing heavy), ``connect`` (process group), ``init_model``."""
 
@@ -48,12 +67,20 @@ class FSDPWorker:
             logging.getLogger(name).setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", category=FutureWarning)
         self.config, self.rank, self.training_steps = config, rank, training_steps
+        self.engine: Any = None  # between open_engine and close_engine
 
     def address(self) -> tuple[str, int]:
         return free_address()
 
-    def connect(self, master: tuple[str, int], threads: int) -> None:
-        """Join the process group of all ranks."""
+    def connect(self, master: tuple[str, int], threads: int | None = None) -> None:
+        """Join the process group of all ranks.
+
+        Args:
+            threads: what this process works with on the CPU; None: this machine's cores, shared with its other ranks.
+
+        Raises:
+            ConfigError: Ray has given this rank a GPU that torch does not see.
+        """
         os.environ.update(
             RANK=str(self.rank),
             WORLD_SIZE=str(self.config.trainer.world_size),
@@ -62,11 +89,12 @@ class FSDPWorker:
             MASTER_PORT=str(master[1]),
         )
         self.on_gpu = vllm_env.has_accelerator()
+        check_gpu(self.rank, sees_one=self.on_gpu)
         self.device = torch.device("cuda", 0) if self.on_gpu else torch.device("cpu")
         if self.on_gpu:
             torch.cuda.set_device(self.device)
-        else:
-            torch.set_num_threads(threads)
+        # Ray says OMP_NUM_THREADS=1. Beside a GPU the host still gathers, casts and steps what is offloaded.
+        torch.set_num_threads(threads or max(1, cores() // self.config.trainer.n_gpus_per_node))
         dist.init_process_group("cpu:gloo,cuda:nccl" if self.on_gpu else "gloo")
         self.parallel = SequenceParallel.of(self.config.worker.actor.ulysses_size)
         torch.manual_seed(self.config.data.seed)
@@ -120,13 +148,18 @@ class FSDPWorker:
         settings, ref = self.config.worker.actor, self.config.worker.ref
         fsdp = settings.fsdp if trained else ref.fsdp
         bf16 = settings.optim.strategy == "adamw_bf16"
-        module = build_model(
-            self.config.worker.model_of("actor" if trained else "ref"),
-            fsdp,
-            build_mesh(self.device.type, fsdp.fsdp_size),
-            trainable=trained,
-            padding_free=settings.padding_free,
-            keep_dtype=("bf16" if bf16 else "fp32") if trained else fsdp.mp_param_dtype,
+        shared = not trained and self.config.worker.reference_is_actor
+        module = (
+            self.actor.module
+            if shared
+            else build_model(
+                self.config.worker.model_of("actor" if trained else "ref"),
+                fsdp,
+                build_mesh(self.device.type, fsdp.fsdp_size),
+                trainable=trained,
+                padding_free=settings.padding_free,
+                keep_dtype=("bf16" if bf16 else "fp32") if trained else fsdp.mp_param_dtype,
+            )
         )
         actor = DataParallelPPOActor(
             self.config,
@@ -138,8 +171,13 @@ class FSDPWorker:
             parallel=self.parallel,
             stepper=self._stepper(settings, module) if trained else None,
         )
-        self._offload(actor, settings.offload if trained else ref.offload)
+        self._offload(actor, settings.offload if trained else self._reference_offload)
         return actor
+
+    @property
+    def _reference_offload(self) -> Any:
+        worker = self.config.worker
+        return worker.actor.offload if worker.reference_is_actor else worker.ref.offload
 
     def _build_critic(self) -> Any:
         from ..utils.model import build_model
@@ -171,17 +209,19 @@ class FSDPWorker:
     def _build_rollout(self) -> None:
         from ..utils.model import resolve_dtype
         from .rollout.vllm_rollout import VLLMRollout
-        from .sharding_manager.fsdp_vllm import FSDPVLLMShardingManager
+        from .sharding_manager.fsdp_vllm import TOLERANCE, FSDPVLLMShardingManager
 
         data, settings, model = self.config.data, self.config.worker.rollout, self.config.worker.actor.model
         prompts = max(data.rollout_batch_size * settings.n, data.val_batch_size * self.config.val_rollout("n"))
+        # Two tokens and one more that the engine samples are the shortest text that shows what a model thinks.
+        max_model_len = max(3, settings.max_model_len or data.max_prompt_length + data.max_response_length)
         rollout = VLLMRollout(
             settings,
             model_path=model.model_path,
             tokenizer_path=model.tokenizer,
             pad_token_id=self.tokenizer.pad_token_id,
             eos_token_ids=eos_token_ids(model.model_path, self.tokenizer),
-            max_model_len=settings.max_model_len or data.max_prompt_length + data.max_response_length,
+            max_model_len=max_model_len,
             max_num_seqs=min(MAX_SEQUENCES, -(-prompts // self.config.rollout_replicas)),
             trust_remote_code=model.trust_remote_code,
             hf_overrides=model.override_config,
@@ -193,31 +233,62 @@ class FSDPWorker:
             self.actor.module,
             rollout,
             score=self.actor.score_tokens,
-            dtype=min(dtypes, key=lambda dtype: torch.finfo(dtype).bits),
+            device=self.device,
+            dtype=dtypes[0],
+            tolerance=settings.sync_tolerance or TOLERANCE[min(dtypes, key=lambda dtype: torch.finfo(dtype).bits)],
             vocab_size=self.hf_config.get_text_config().vocab_size,
+            max_model_len=max_model_len,
         )
 
     def _offload(self, role: Any, settings: Any) -> None:
         """Move an idle role to CPU memory where the user wants that."""
         if self.on_gpu and settings.offload_params:
-            move_module(role.module, "cpu")
+            offload_module(role.module)
         if self.on_gpu and getattr(settings, "offload_optimizer", False) and role.stepper:
-            move_optimizer(role.stepper.optimizer, "cpu")
+            offload_optimizer(role.stepper.optimizer)
         self.memory.phase_ends()
 
     def _load(self, role: Any, settings: Any, *, optimizer: bool = False) -> None:
         if self.on_gpu and settings.offload_params:
-            move_module(role.module, self.device)
+            load_module(role.module)
         if self.on_gpu and optimizer and settings.offload_optimizer:
-            move_optimizer(role.stepper.optimizer, self.device)
+            load_optimizer(role.stepper.optimizer)
 
-    def generate_sequences(self, prompts: DataProto) -> DataProto:
-        """Sample responses with the actor's current weights; sampling settings come in ``meta_info``."""
+    def arithmetic(self) -> tuple[ModelShape, float] | None:
+        """The actor's shape and the peak operations a second of this rank's GPU; None where either is not known."""
+        peak = device_peak_flops()
+        if peak is None:
+            return None
+        try:
+            return ModelShape.of(self.hf_config.get_text_config().to_dict()), peak
+        except ValueError as error:
+            logger.warning("perf/mfu is left out: %s", error)
+            return None
+
+    def open_engine(self) -> None:
+        """Hand the actor's weights of now to the engine, for all ``generate_sequences`` until ``close_engine``."""
         settings = self.config.worker.actor.offload
         self._load(self.actor, settings)
-        with self.sharding_manager.engine() as engine:
-            self._offload(self.actor, settings)
-            return engine.generate(prompts, response_length=self.config.data.max_response_length, **prompts.meta_info)
+        self.engine = self.sharding_manager.open(loaded=lambda: self._offload(self.actor, settings))
+
+    def close_engine(self) -> dict[str, float]:
+        """Put the engine to sleep. Returns the hand-overs since the last call, and the GiB that this rank gathered."""
+        manager, self.engine = self.sharding_manager, None
+        manager.close()
+        counted = {"weight_syncs": float(manager.syncs), "sync_gathered_gib": manager.synced_bytes / GIB}
+        manager.syncs, manager.synced_bytes = 0, 0
+        return counted
+
+    def generate_sequences(self, prompts: DataProto) -> DataProto:
+        """Sample responses with the weights that ``open_engine`` handed over; sampling settings come in ``meta_info``.
+
+        Raises:
+            RuntimeError: the engine is not open, so that its weights are older than the actor's.
+        """
+        if self.engine is None:
+            raise RuntimeError("generate_sequences: the engine sleeps; call open_engine before")
+        response_length = self.config.data.max_response_length
+        return self.engine.generate(prompts, response_length=response_length, **prompts.meta_info)
 
     def compute_log_probs(self, data: DataProto) -> DataProto:
         """``old_log_probs`` (B, T) of the current actor."""
@@ -225,7 +296,7 @@ class FSDPWorker:
 
     def compute_ref_log_probs(self, data: DataProto) -> DataProto:
         """``ref_log_probs`` (B, T) of the reference."""
-        return self._scored(self.reference, self.config.worker.ref.offload, data, "ref_log_probs")
+        return self._scored(self.reference, self._reference_offload, data, "ref_log_probs")
 
     def compute_ref_kl(self, data: DataProto) -> DataProto:
         """``ref_kl`` (B, T): the exact KL of the current actor to the reference."""
@@ -238,11 +309,12 @@ class FSDPWorker:
     @contextmanager
     def _reference_beside_actor(self) -> Iterator[None]:
         """The reference on the device where the exact KL needs it while the actor works."""
-        reference, settings = self.actor.reference, self.config.worker.ref.offload
-        if reference is not None:
+        reference, settings = self.actor.reference, self._reference_offload
+        comes = reference is not None and reference.module is not self.actor.module
+        if comes:
             self._load(reference, settings)
         yield
-        if reference is not None:
+        if comes:
             self._offload(reference, settings)
 
     def _scored(self, role: Any, settings: Any, data: DataProto, key: str) -> DataProto:
@@ -308,7 +380,8 @@ class FSDPWorker:
         peak = self.memory.peak_gib()
         extremes = torch.tensor([peak, -peak], device=self.device)
         dist.all_reduce(extremes, dist.ReduceOp.MAX)
-        return {"gib": extremes[0].item(), "least_rank_gib": -extremes[1].item()}
+        most, least = extremes.tolist()
+        return {"gib": most, "least_rank_gib": -least}
 
     def _trained_roles(self) -> dict[str, Any]:
         return {"actor": self.actor} | ({"critic": self.critic} if self.critic else {})

@@ -5,6 +5,7 @@ the gradient. A step whose loss or gradient is not finite is skipped and counted
 """
 
 import logging
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +14,7 @@ import torch.distributed as dist
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..protocol import DataProto
-from ..utils.fsdp import clip_grad_norm
+from ..utils.fsdp import clip_grad_norm, hold_gradients
 from .batching import MetricSums, micro_batches
 from .config import BatchConfig
 
@@ -48,31 +49,34 @@ class Stepper:
         """Accumulate gradients over ``mini_batch`` (this rank's share) and update the weights.
 
         Args:
-            weight: what the loss of this rank's share weighs; summed over ranks here.
+            weight: what the loss of this rank's share weighs, on the module's device; summed over ranks here.
         """
         dist.all_reduce(weight)
         size = self.config.micro_batch_size_per_device_for_update
-        finite = True
-        for micro in micro_batches(mini_batch, max_samples=size, max_tokens=self.max_tokens)[0]:
+        finite = torch.ones((), dtype=torch.bool, device=weight.device)  # read once, behind the last micro-batch
+        micros = micro_batches(mini_batch, max_samples=size, max_tokens=self.max_tokens)[0]
+        for number, micro in enumerate(micros, 1):
+            if self.config.fsdp.defer_gradient_reduction:
+                hold_gradients(self.module, self.config.fsdp, last=number == len(micros))
             loss_sum, metrics = loss_function(micro)
             # FSDP averages gradients over ranks; the mean we want is over samples, so undo its division.
             loss = loss_sum * dist.get_world_size() / weight
-            finite = finite and bool(torch.isfinite(loss))
+            finite &= torch.isfinite(loss.detach())
             loss.backward()
             sums.add(metrics)
         grad_norm = clip_grad_norm(self.parameters, self.config.max_grad_norm)
-        if self._agree(finite) and torch.isfinite(torch.tensor(grad_norm)):
+        if self._agree(finite) and math.isfinite(grad_norm):
             self.optimizer.step()
         else:
             self.skipped += 1
             logger.error("optimiser step skipped: loss or gradient norm (%s) is not finite", grad_norm)
         self.scheduler.step()
         self.optimizer.zero_grad()
-        sums.add({"grad_norm": (torch.tensor(grad_norm), torch.tensor(1.0))})
+        sums.add({"grad_norm": (torch.as_tensor(grad_norm), 1.0)})
 
-    def _agree(self, finite: bool) -> bool:
-        """True if the loss was finite on every rank."""
-        flag = torch.tensor(float(finite))
+    def _agree(self, finite: torch.Tensor) -> bool:
+        """True if the losses were finite on every rank; ``finite`` says whether this rank's were."""
+        flag = finite.float()
         dist.all_reduce(flag, dist.ReduceOp.MIN)
         return bool(flag)
 

@@ -4,6 +4,7 @@ Shapes: B samples of this rank, T response tokens. The algorithms are ``verl.tra
 """
 
 from collections.abc import Callable
+from contextlib import nullcontext
 from functools import partial
 
 import torch
@@ -13,6 +14,7 @@ from ...protocol import DataProto
 from ...trainer import core_algos
 from ...trainer.config import PPOConfig
 from ...utils.log_probs import log_probs_and_entropy
+from ...utils.model import as_reference
 from ...utils.ulysses import SequenceParallel
 from ..batching import MetricSums, micro_batches
 from ..forward import ResponseOutputs, forward_responses
@@ -26,7 +28,8 @@ class DataParallelPPOActor:
 
     Args:
         parallel: the ranks that work on the same samples.
-        stepper: the optimiser's side; None for a reference.
+        stepper: the optimiser's side; None for a reference, which may share the actor's module and then works without
+            its LoRA adapters.
 
     ``reference`` is another of these, needed for the exact KL only; the worker sets it.
     """
@@ -50,7 +53,8 @@ class DataParallelPPOActor:
 
     def _outputs(self, batch: TensorDict, temperature: float) -> ResponseOutputs:
         padding_free = self.config.worker.actor.padding_free
-        outputs = forward_responses(self.module, batch, padding_free=padding_free, parallel=self.parallel)
+        with as_reference(self.module) if self.stepper is None else nullcontext():
+            outputs = forward_responses(self.module, batch, padding_free=padding_free, parallel=self.parallel)
         if temperature != 1.0:
             outputs.logits_nV.div_(temperature)
         return outputs
@@ -87,9 +91,7 @@ class DataParallelPPOActor:
 
     def _exact_kl(self, micro: DataProto, outputs: ResponseOutputs) -> torch.Tensor:
         """(b, T) KL of the distributions behind ``outputs`` to the reference's."""
-        self.reference.module.eval()
-        with torch.no_grad():
-            reference = self.reference._outputs(micro.batch, self.config.worker.rollout.temperature)
+        reference = self.reference._outputs(micro.batch, self.config.worker.rollout.temperature)
         return outputs.scatter(core_algos.exact_kl(outputs.logits_nV, reference.logits_nV))
 
     @torch.no_grad()
@@ -118,7 +120,7 @@ class DataParallelPPOActor:
         data = data.to(self.device)
         data.batch["row"] = torch.arange(len(data), device=self.device)
         log_probs_EBT = torch.zeros(settings.ppo_epochs, *data.batch["responses"].shape, device=self.device)
-        sums = MetricSums()
+        sums = MetricSums(self.device)
         for log_probs_BT in log_probs_EBT:
             loss_function = partial(self._loss, kl_coef=data.meta_info["kl_coef"], seen_BT=log_probs_BT)
             for mini in data.split(len(data) // self.config.mini_batches):

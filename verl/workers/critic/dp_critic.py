@@ -51,7 +51,7 @@ class DataParallelPPOCritic:
         self.module.train()
         settings = self.config.worker.critic
         data = data.to(self.device)
-        sums = MetricSums()
+        sums = MetricSums(self.device)
         size = settings.global_batch_size * self.config.worker.rollout.n // self.config.data_parallel_size
         for _ in range(settings.ppo_epochs):
             for mini in data.split(size):

@@ -1,15 +1,19 @@
-"""Loads the user's reward function, checks its settings, and runs it in a process of its own.
+"""Loads the user's reward function, checks its settings, and runs it in processes of its own.
 
 A reward file is EasyR1's: ``REWARD_TYPE`` says whether the function takes all inputs of a batch or one at a time. An
 input is a dict with ``response``, ``response_length`` (tokens), ``ground_truth``, and here also ``prompt``, ``split``
-and the row's other columns; the result is a dict of numbers with ``overall``.
+and the row's other columns; the result is a dict of numbers with ``overall``. A function may be ``async``: what it
+waits for, a judge's answers for example, it then waits for together.
 """
 
+import asyncio
 import importlib.util
 import inspect
 import math
 import typing
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
@@ -19,6 +23,9 @@ from ..config import RewardConfig
 
 RewardInput = dict[str, Any]
 RewardScore = dict[str, float]
+
+AT_ONCE = 64
+"""calls of an ``async`` sequential function that one process has under way"""
 
 
 class RewardError(RuntimeError):
@@ -83,11 +90,13 @@ def _argument_problems(function: Callable, arguments: dict[str, Any]) -> list[st
 
 
 class RewardWorker:
-    """The process that scores. It holds no tensors: texts and rows in, dicts of numbers out."""
+    """A process that scores. It holds no tensors: texts and rows in, dicts of numbers out."""
 
     def __init__(self, config: RewardConfig) -> None:
         self.function, self.kind = load_reward_function(config)
         self.arguments = config.reward_function_kwargs
+        self.is_async = inspect.iscoroutinefunction(self.function)
+        self.loop = asyncio.Runner()  # one for all calls: a client that the file keeps lives in one loop only
 
     def score(self, inputs: list[RewardInput]) -> list[RewardScore]:
         """A dict of parts for every input.
@@ -97,29 +106,70 @@ class RewardWorker:
                 dicts with different parts, or a part that is not a finite number.
         """
         if self.kind == "sequential":
-            scores = [self._call(item, [item])[0] for item in inputs]
+            scores = self._one_by_one(inputs)
         else:
-            scores = self._call(inputs, inputs)
-        check_scores(scores, inputs)
+            with _named(inputs):
+                scores = self.function(inputs, **self.arguments)
+                scores = self.loop.run(scores) if self.is_async else scores
+        return checked_scores(scores, inputs)
+
+    def _one_by_one(self, inputs: list[RewardInput]) -> list[Any]:
+        """What the function returns of each input; if it is ``async``, of AT_ONCE inputs at a time."""
+        if self.is_async:
+            return self.loop.run(_together(partial(self.function, **self.arguments), inputs))
+        scores = []
+        for item in inputs:
+            with _named([item]):
+                scores.append(self.function(item, **self.arguments))
         return scores
 
-    def _call(self, argument: Any, inputs: list[RewardInput]) -> list[RewardScore]:
-        try:
-            result = self.function(argument, **self.arguments)
-        except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
-            if isinstance(error, DataError):
-                raise
-            where = f"prompt {inputs[0]['prompt']!r}" if len(inputs) == 1 else f"a batch of {len(inputs)} samples"
-            raise RewardError(f"the reward function raised {type(error).__name__} on {where}: {error}") from error
-        return result if isinstance(argument, list) else [result]
+
+@contextmanager
+def _named(inputs: list[RewardInput]) -> Iterator[None]:
+    """Says of the user's function's error what it was given."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, OSError, RuntimeError, TypeError, ValueError) as error:
+        if isinstance(error, DataError):
+            raise
+        where = f"prompt {inputs[0]['prompt']!r}" if len(inputs) == 1 else f"a batch of {len(inputs)} samples"
+        raise RewardError(f"the reward function raised {type(error).__name__} on {where}: {error}") from error
 
 
-def check_scores(scores: Any, inputs: list[RewardInput]) -> None:
-    """Raise RewardError unless there is one dict of the same finite parts for every input."""
+async def _together(function: Callable[[RewardInput], Awaitable[Any]], inputs: list[RewardInput]) -> list[Any]:
+    """What an ``async`` function returns of each input, in order. Of several errors the first input's is raised."""
+    room = asyncio.Semaphore(AT_ONCE)
+
+    async def call(item: RewardInput) -> Any:
+        async with room:
+            with _named([item]):
+                return await function(item)
+
+    calls = [asyncio.create_task(call(item)) for item in inputs]
+    try:
+        return [await one for one in calls]
+    finally:
+        for one in calls:
+            one.cancel()
+        await asyncio.gather(*calls, return_exceptions=True)
+
+
+def as_number(value: Any) -> Any:
+    """The Python number in a numpy or torch scalar; anything else as it is."""
+    return value.item() if getattr(value, "ndim", None) == 0 else value
+
+
+def checked_scores(scores: Any, inputs: list[RewardInput]) -> list[RewardScore]:
+    """The scores in Python's numbers.
+
+    Raises:
+        RewardError: there is not one dict of the same finite parts for every input.
+    """
     if not isinstance(scores, list) or len(scores) != len(inputs):
         count = len(scores) if isinstance(scores, list) else type(scores).__name__
         raise RewardError(f"the reward function returned {count} for {len(inputs)} samples; return a list of dicts")
     parts = scores[0].keys() if scores and isinstance(scores[0], dict) else set()
+    found = []
     for score, item in zip(scores, inputs, strict=True):
         where = f"for prompt {item['prompt']!r}, response {item['response']!r}"
         if not isinstance(score, dict) or "overall" not in score:
@@ -129,6 +179,8 @@ def check_scores(scores: Any, inputs: list[RewardInput]) -> None:
                 f"the reward function returned parts {sorted(score)} {where}, but {sorted(parts)} for the first "
                 "sample; return the same parts for all"
             )
-        for part, value in score.items():
+        found.append({part: as_number(value) for part, value in score.items()})
+        for part, value in found[-1].items():
             if not isinstance(value, int | float) or not math.isfinite(value):
                 raise RewardError(f"the reward function returned {part}={value!r} {where}; return a finite number")
+    return found

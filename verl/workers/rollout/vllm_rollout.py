@@ -6,9 +6,10 @@ manager's business.
 """
 
 import hashlib
+import logging
 import os
 import tempfile
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +19,11 @@ from safetensors.torch import save_file
 from ...protocol import DataProto
 from ...utils import vllm_env
 from ..config import ADAPTER_RANKS, RolloutConfig
+
+logger = logging.getLogger(__name__)
+
+OVER_NCCL = {"disable_custom_all_reduce": True, "compilation_config": {"pass_config": {"fuse_allreduce_rms": False}}}
+"""vLLM's own all-reduces open each other's GPU memory by its rank on the machine; Ray shows each rank one GPU"""
 
 
 def sample_seed(run_seed: int, step: int, uid: str, number: int) -> int:
@@ -61,11 +67,14 @@ class VLLMRollout:
             options["gpu_memory_utilization"] = config.gpu_memory_utilization
         if config.enable_chunked_prefill is not None:
             options["enable_chunked_prefill"] = config.enable_chunked_prefill
-        self.takes_adapters, self.adapter = adapter_rank > 0, None
+        self.takes_adapters, self.adapter, self.adapters = adapter_rank > 0, None, 0
         if self.takes_adapters:
             room = next(rank for rank in ADAPTER_RANKS if rank >= adapter_rank)
             options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": room}
         vllm = vllm_env.load()
+        if self.on_gpu and config.tensor_parallel_size > 1:
+            os.environ["VLLM_ALLREDUCE_USE_SYMM_MEM"] = "0"
+            options |= OVER_NCCL
         shares_memory = not self.on_gpu and config.tensor_parallel_size > 1
         if shares_memory:
             vllm_env.name_cpu_shared_memory(run := f"rule{os.environ['MASTER_PORT']}")
@@ -90,11 +99,41 @@ class VLLMRollout:
         )
         if shares_memory:
             vllm_env.drop_cpu_shared_memory(run)
+        if self.on_gpu and not self.llm.llm_engine.vllm_config.use_v2_model_runner:
+            logger.warning(
+                "vLLM runs its V1 model runner, which samples every seeded request with kernels of its own, some "
+                "milliseconds a step; unset VLLM_USE_V2_MODEL_RUNNER, unless this model needs it"
+            )
+        [names] = self.llm.apply_model(_note_what_is_loaded)
+        self.kept: set[str] = names
+        """parameters that the engine keeps as it is sent them, as far as it has shown yet"""
+        self.sent_before = False
 
-    def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Replace the engine's weights, and forget what it cached under the old ones. Consumes the iterator whole."""
+    def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
+        """Replace the engine's weights, and forget what it cached under the old ones. Consumes the iterator whole.
+
+        Returns:
+            the engine's parameters that were given no value.
+        """
         self.llm.collective_rpc("reload_weights", kwargs={"weights_iterator": iter(named_tensors)})
+        if not self.on_gpu:
+            self.llm.apply_model(vllm_env.repack_head)
         self.llm.reset_prefix_cache()
+        [missing] = self.llm.apply_model(_not_loaded)
+        return missing
+
+    def different(self, sent: Mapping[str, torch.Tensor]) -> list[str]:
+        """Names of the weights whose digest is not the one in ``sent``, which has names in ``kept``.
+
+        At the first call these are the weights that the engine fuses, cuts or packs; they are not compared again.
+        """
+        [mine] = self.llm.apply_model(lambda model: _digests(model, sent.keys()))
+        table = torch.stack([torch.stack([sent[name], mine[name]]) for name in sent]).tolist() if sent else []
+        other = [name for name, (wanted, found) in zip(sent, table, strict=True) if wanted != found]
+        if self.sent_before:
+            return other
+        self.kept, self.sent_before = set(sent) - set(other), True
+        return []
 
     def load_adapter(self, config: Any, tensors: dict[str, torch.Tensor]) -> None:
         """Replace the engine's adapter.
@@ -107,13 +146,14 @@ class VLLMRollout:
 
         if self.adapter is not None:
             self.llm.llm_engine.remove_lora(self.adapter.lora_int_id)
+        self.adapters += 1  # a number of its own for each, so that no older one can answer to it
         with tempfile.TemporaryDirectory(prefix="adapter-") as folder:
             config.save_pretrained(folder)
             save_file(
                 {name: tensor.contiguous() for name, tensor in tensors.items()},
                 Path(folder) / "adapter_model.safetensors",
             )
-            self.adapter = LoRARequest("policy", 1, folder)
+            self.adapter = LoRARequest("policy", self.adapters, folder)
             self.llm.llm_engine.add_lora(self.adapter)
         self.llm.reset_prefix_cache()
 
@@ -172,6 +212,7 @@ class VLLMRollout:
                         top_k=top_k,
                         max_tokens=response_length,
                         logprobs=0,
+                        flat_logprobs=True,
                         seed=sample_seed(self.config.seed, step, uid, number),
                         ignore_eos=self.config.ignore_eos,
                         stop_token_ids=stops,
@@ -182,10 +223,39 @@ class VLLMRollout:
         outputs = self.llm.generate(requests, params, use_tqdm=show, lora_request=self.adapter)
         completions = [output.outputs[0] for output in outputs]
         token_ids = [list(completion.token_ids) for completion in completions]
-        log_probs = [
-            [next(iter(place.values())).logprob for place in completion.logprobs] for completion in completions
-        ]
+        log_probs = [completion.logprobs.logprobs for completion in completions]  # of the sampled tokens, and no others
         return assemble(prompts, token_ids, log_probs, n=n, width=response_length, pad_token_id=self.pad_token_id)
+
+
+def digest(tensor: torch.Tensor) -> torch.Tensor:
+    """One int64, on the tensor's device, that changes with (nearly) any of its bits: sums of its rows' bit patterns,
+    each weighted by the row's place, so that changes of opposite sign do not cancel."""
+    bits = tensor.detach().contiguous().view({1: torch.int8, 2: torch.int16, 4: torch.int32}[tensor.element_size()])
+    sums = (bits.flatten(1) if bits.dim() > 1 else bits.reshape(-1, 1)).sum(1, dtype=torch.int64)
+    return (sums * torch.arange(1, len(sums) + 1, device=sums.device)).sum()
+
+
+def _note_what_is_loaded(model: torch.nn.Module) -> set[str]:
+    """Let the model keep what its ``load_weights`` says it loaded; returns the names of all its parameters."""
+    plain = model.load_weights
+
+    def load_weights(weights: Iterable[tuple[str, torch.Tensor]]) -> set[str] | None:
+        model.last_loaded = plain(weights)
+        return model.last_loaded
+
+    model.load_weights = load_weights
+    return {name.replace(".base_layer.", ".") for name, _ in model.named_parameters()}
+
+
+def _not_loaded(model: torch.nn.Module) -> list[str]:
+    """Parameters that the last load left out; none where the model does not tell what it loads."""
+    names = [name.replace(".base_layer.", ".") for name, _ in model.named_parameters()]
+    return [] if model.last_loaded is None else [name for name in names if name not in model.last_loaded]
+
+
+def _digests(model: torch.nn.Module, names: Iterable[str]) -> dict[str, torch.Tensor]:
+    mine = {name.replace(".base_layer.", "."): parameter for name, parameter in model.named_parameters()}
+    return {name: digest(mine[name]) for name in names}
 
 
 def assemble(

@@ -1,17 +1,19 @@
-"""Puts the actor's current weights into vLLM before each rollout, and proves that they arrived.
+"""Puts the actor's current weights into vLLM before it samples, and proves that they arrived.
 
-The proof is a fingerprint: both sides score the same fixed tokens, teacher-forced. If the engine were still on older
-weights, or had not taken a tensor, its log-probabilities would differ, and the run ends rather than train on samples of
+Three proofs, each for what the others miss. The engine says which of its parameters were loaded: none may be left out.
+Weights that it keeps as they came are compared by digests, to the last bit. And both sides score one fixed text,
+teacher-forced, which shows what was loaded into the wrong place; there arithmetic in bf16 hides small differences, so
+its bound is wide (`worker.rollout.sync_tolerance`). Where a proof fails the run ends, rather than train on samples of
 another policy.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 
 import torch
 
-from ...utils.fsdp import full_tensors
-from ..rollout.vllm_rollout import VLLMRollout
+from ..rollout.vllm_rollout import VLLMRollout, digest
+from .export import adapter_tensors, base_tensors, exported_tensors
 
 FINGERPRINT_TOKENS = 32
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
@@ -29,10 +31,14 @@ class DivergedError(RuntimeError):
 class FSDPVLLMShardingManager:
     """Owns the hand-over between one actor module and one engine.
 
+    ``syncs`` counts hand-overs, ``synced_bytes`` what they gathered on this rank.
+
     Args:
         score: the actor's log-probabilities of a token sequence, (len - 1,); a collective over the actor's ranks.
-        dtype: the coarser of the actor's and the engine's arithmetic.
-        vocab_size: bounds the fingerprint's tokens.
+        device: where weights are gathered.
+        dtype: type of the engine's weights.
+        tolerance: largest mean |difference| of log-probabilities (nats) between actor and engine.
+        vocab_size, max_model_len: bounds of the fixed text's tokens, and of their number.
     """
 
     def __init__(
@@ -41,18 +47,34 @@ class FSDPVLLMShardingManager:
         rollout: VLLMRollout,
         *,
         score: Callable[[list[int]], torch.Tensor],
+        device: torch.device,
         dtype: torch.dtype,
+        tolerance: float,
         vocab_size: int,
+        max_model_len: int,
     ) -> None:
         self.module, self.rollout, self.score = module, rollout, score
+        self.device, self.dtype, self.tolerance = device, dtype, tolerance
         self.base_is_there = False
-        self.tolerance = TOLERANCE[dtype]
+        self.syncs = self.synced_bytes = 0
         generator = torch.Generator().manual_seed(0)
-        self.tokens = torch.randint(0, vocab_size, (FINGERPRINT_TOKENS,), generator=generator).tolist()
+        length = min(FINGERPRINT_TOKENS, max_model_len - 1)  # the engine samples one token behind it
+        self.tokens = torch.randint(0, vocab_size, (length,), generator=generator).tolist()
 
     @contextmanager
     def engine(self) -> Iterator[VLLMRollout]:
         """The engine with the actor's weights in it; asleep again afterwards."""
+        try:
+            yield self.open()
+        finally:
+            self.close()
+
+    def open(self, loaded: Callable[[], None] = lambda: None) -> VLLMRollout:
+        """The engine awake, with the actor's weights in it.
+
+        Args:
+            loaded: called when the engine has the weights and has not yet taken memory for its KV cache.
+        """
         expected = self.score(self.tokens)
         if not torch.isfinite(expected).all():
             raise DivergedError(
@@ -61,73 +83,54 @@ class FSDPVLLMShardingManager:
             )
         self.rollout.wake_up("weights")
         self._load()
+        self.syncs += 1
+        loaded()
         self.rollout.wake_up("kv_cache")
         self.verify(expected)
-        try:
-            yield self.rollout
-        finally:
-            self.rollout.sleep()
+        return self.rollout
+
+    def close(self) -> None:
+        """Put the engine to sleep."""
+        self.rollout.sleep()
 
     def _load(self) -> None:
         """All weights or, where the engine takes adapters, the frozen ones once and the adapters every time."""
         if not self.rollout.takes_adapters:
-            self.rollout.load_weights(exported_tensors(self.module))
+            self._load_weights(exported_tensors(self.module, self.dtype, self.device))
             return
         if not self.base_is_there:
-            self.rollout.load_weights(base_tensors(self.module))
+            self._load_weights(base_tensors(self.module, self.dtype, self.device))
             self.base_is_there = True
-        self.rollout.load_adapter(self.module.peft_config["default"], adapter_tensors(self.module))
+        adapters = adapter_tensors(self.module)
+        self.synced_bytes += sum(tensor.nbytes for tensor in adapters.values())
+        self.rollout.load_adapter(self.module.peft_config["default"], adapters)
+
+    def _load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> None:
+        sent = {}
+
+        def noted() -> Iterator[tuple[str, torch.Tensor]]:
+            for name, tensor in named_tensors:
+                self.synced_bytes += tensor.nbytes
+                if name in self.rollout.kept:
+                    sent[name] = digest(tensor)
+                yield name, tensor
+
+        if missing := self.rollout.load_weights(noted()):
+            raise StaleWeightsError(
+                f"the weight sync left {len(missing)} of vLLM's parameters as they were: {', '.join(missing[:5])}; the "
+                "engine names this model's weights otherwise than transformers does"
+            )
+        if other := self.rollout.different(sent):
+            raise StaleWeightsError(
+                f"after the weight sync {len(other)} of vLLM's tensors are not what it was sent: {', '.join(other[:5])}"
+            )
 
     def verify(self, expected: torch.Tensor) -> None:
-        """Raise StaleWeightsError unless the engine scores the fingerprint as the actor did."""
+        """Raise StaleWeightsError unless the engine scores the fixed text as the actor did."""
         difference = (self.rollout.teacher_forced_log_probs(self.tokens) - expected).abs().mean().item()
         if not difference <= self.tolerance:
             raise StaleWeightsError(
-                f"after the weight sync vLLM's log-probabilities of the fingerprint differ from the actor's by "
-                f"{difference:.3g} nats on average (allowed: {self.tolerance}); the engine does not hold the actor's "
-                "weights"
+                f"after the weight sync vLLM's log-probabilities of a fixed text differ from the actor's by "
+                f"{difference:.3g} nats on average (worker.rollout.sync_tolerance: {self.tolerance}); the engine does "
+                "not hold the actor's weights"
             )
-
-
-@torch.no_grad()
-def exported_tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """(Hugging Face name, whole tensor) of every weight, LoRA adapters merged. A collective over the module's ranks."""
-    scales = {name: part.scaling["default"] for name, part in module.named_modules() if hasattr(part, "lora_A")}
-    parts: dict[str, torch.Tensor] = {}  # of the adapted layer that comes next: base_layer.weight, lora_A, lora_B
-    for name, tensor in full_tensors(module):
-        owner, _, rest = _adapted(name, scales)
-        if rest.startswith(("base_layer.weight", "lora_A", "lora_B")):
-            parts[rest.split(".")[0]] = tensor
-        else:
-            yield _plain(name), tensor
-        if len(parts) == 3:
-            change = scales[owner] * (parts["lora_B"].float() @ parts["lora_A"].float())
-            yield _plain(f"{owner}.weight"), parts["base_layer"] + change.to(parts["base_layer"].dtype)
-            parts.clear()
-
-
-@torch.no_grad()
-def base_tensors(module: torch.nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
-    """(Hugging Face name, whole tensor) of every weight under LoRA, without the adapters. A collective."""
-    for name, tensor in full_tensors(module):
-        if ".lora_" not in name:
-            yield _plain(name), tensor
-
-
-@torch.no_grad()
-def adapter_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """PEFT's name, as in its files, to whole tensor of every adapter, on the CPU. A collective."""
-    return {name.replace(".default.", "."): tensor.cpu() for name, tensor in full_tensors(module, ".lora_")}
-
-
-def _adapted(name: str, scales: dict[str, float]) -> tuple[str, str, str]:
-    """(module, ".", the rest of the name) if a weight belongs to a module with adapters."""
-    for marker in (".base_layer.", ".lora_A.", ".lora_B."):
-        owner, _, rest = name.partition(marker)
-        if rest and owner in scales:
-            return owner, ".", marker.strip(".") + "." + rest
-    return "", "", ""
-
-
-def _plain(name: str) -> str:
-    return name.removeprefix("base_model.model.").replace(".base_layer.", ".")
