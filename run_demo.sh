@@ -13,6 +13,10 @@ for word in "$@"; do
     case $word in
     target=*) target=${word#*=} ;;
     seed=*) seed=${word#*=} ;;
+    --help | -h)
+        sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
+        exit 0
+        ;;
     *=*) words+=("$word") ;;
     *)
         echo "run_demo.sh: $word is not key=value; write for example target=7 seed=3" >&2

@@ -5,9 +5,9 @@ name and the rows in them. What needs a tokenizer (how long the rows are) is ``R
 """
 
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from verl.workers.config import Dtype, positive
 
@@ -42,6 +42,9 @@ class RSConfig:
     """a system message before every prompt"""
     override_chat_template: str | None = None
     """jinja chat template instead of the tokenizer's: a path ending in .jinja, or the text itself"""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """further arguments of the chat template, for example ``{enable_thinking: false}``; one that the template does not
+    read is an error"""
     cutoff_len: int = 512
     """tokens of the longest example: responses are cut there, rows whose prompt leaves no room are dropped"""
     num_train_epochs: int = 3

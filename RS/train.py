@@ -90,10 +90,12 @@ def run(config: RSConfig) -> int:
     from RS.models.build import start_distributed
     from RS.trainer import RSTrainer, TrainingError
     from RS.utils.data import encode_side, read_side
+    from verl.utils.chat import check_template_kwargs
     from verl.utils.tokenizer import get_tokenizer
 
     disable_progress_bar()  # the run's own bar is the one to watch
     tokenizer = get_tokenizer(config.model, config.override_chat_template, config.trust_remote_code)
+    check_template_kwargs(tokenizer, config.chat_template_kwargs, "chat_template_kwargs")
     sides = ["forget"] if config.retain_data is None else ["forget", "retain"]
     encoded = {side: encode_side(read_side(config, side)[0], tokenizer, config, side) for side in sides}
     device = start_distributed()

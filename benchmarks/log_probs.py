@@ -13,6 +13,7 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
+from verl.utils.cli import show_help
 from verl.utils.log_probs import log_probs_and_entropy
 
 SIZES = ((16384, 1024, torch.float32), (2048, 16384, torch.float32), (512, 128256, torch.bfloat16))
@@ -26,6 +27,7 @@ def whole(logits: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, tor
 
 
 def main() -> None:
+    show_help(sys.argv[1:], __doc__)
     print(f"{'tokens':>8}{'words':>8}  {'':10}{'forward s':>10}{'backward s':>11}")
     for tokens, words, dtype in SIZES:
         logits = (3 * torch.randn(tokens, words)).to(dtype).requires_grad_()

@@ -4,12 +4,14 @@
 weights are needed: the sizes are those of the published ``config.json`` files.
 """
 
+import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from verl.trainer.config import PPOConfig, migrate
 from verl.trainer.estimate import estimate
 from verl.trainer.step_time import Hardware
+from verl.utils.cli import show_help
 from verl.utils.config import load
 from verl.utils.flops import ModelShape
 from verl.utils.memory import GIB
@@ -56,6 +58,7 @@ SETUPS = [
 
 
 def main() -> None:
+    show_help(sys.argv[1:], __doc__)
     found = {}
     with TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text("{}")

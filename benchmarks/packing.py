@@ -3,13 +3,17 @@
 The model and the batch of benchmarks/step.py, but responses end where they like, so that lengths differ.
 """
 
+import sys
 import tempfile
 from pathlib import Path
 
 from _kit import mean_seconds, random_model, train, write_rows
 
+from verl.utils.cli import show_help
+
 
 def main() -> None:
+    show_help(sys.argv[1:], __doc__)
     print(f"{'':30}{'ref s':>10}{'update s':>10}")
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)

@@ -6,16 +6,20 @@ One rank, fp32, a random Llama of 3.5 million parameters. Five syncs; the first,
 import logging
 import os
 import socket
+import sys
 import tempfile
 import time
 from pathlib import Path
 
 from _kit import arguments, random_model, write_rows
 
+from verl.utils.cli import show_help
+
 SYNCS = 5
 
 
 def main() -> None:
+    show_help(sys.argv[1:], __doc__)
     from verl.trainer.config import PPOConfig, migrate
     from verl.utils.config import load
     from verl.workers.fsdp_workers import FSDPWorker

@@ -4,26 +4,40 @@
 
 ``source`` is a Hugging Face dataset id (muse-bench/MUSE-News, muse-bench/MUSE-Books), a copy of it, or a folder with
 ``knowmem/``, ``verbmem/``, ``privleak/`` and ``raw/`` in JSON, JSONL, text or parquet. JSON probes are copied byte for
-byte, the others become JSON rows. MUSE publishes no prompts to train a refusal on: where the source has no RULE files
-either, they are cut out of ``raw/forget`` and ``raw/retain1`` as passages to continue, none of which overlaps with a
-probe. Left out: MUSE's ``scal``, ``sust`` and ``train`` parts.
+byte, the others become JSON rows. MUSE publishes no prompts to train a refusal on. They are taken from ready RS and RL
+files, else from the RULE release's rows (``data/common/release.py``), both of the source or of ``training=``; else they
+are cut out of ``raw/forget`` and ``raw/retain1`` as passages to continue, none of which overlaps with a probe. The
+manifest says which, and what was left out. Left out in any case: MUSE's ``scal``, ``sust`` and ``train`` parts.
 """
 
 import hashlib
 import logging
 import re
 import sys
-from dataclasses import dataclass
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file also runs as a script
 
-from data.common.files import FileSpec, OutputFolder, Row, checksum_problems, dump_rows, read_rows, schema_problems
+from data.common.checks import RowChecker, spoilt
+from data.common.files import (
+    MANIFEST,
+    FileSpec,
+    OutputFolder,
+    Row,
+    checksum_problems,
+    dump_rows,
+    read_rows,
+    schema_problems,
+)
+from data.common.naming import TargetName
 from data.common.probes import PROBE_FIELDS, ProbeIndex, texts_of
 from data.common.refusals import BANK, deal_refusals, load_refusals
+from data.common.release import CONTINUATION, NEIGHBOR_ROWS, RS_ROWS, read_release
 from data.common.sources import download, is_hub_id
-from data.common.splits import split_validation
+from data.common.splits import division, split_validation, tag_of
 from data.prepare_rwku import RL_FILE, RS_FILE, VAL_FILE
 from verl.utils.cli import run_cli
 from verl.utils.config import to_dict
@@ -61,6 +75,8 @@ TRAINING = {
     VAL_FILE: FileSpec("validation", {"prompt": str, "solution": list}, required=False),
 }
 SUBJECTS = {"news": "these news articles", "books": "the Harry Potter books"}
+RELEASE_SUBJECTS = SUBJECTS | {"books": "Harry Potter"}
+"""What the refusals of the RULE release call the corpus."""
 _WORD = re.compile(r"\S+")
 
 
@@ -73,8 +89,11 @@ class PrepareConfig:
     corpus: Literal["news", "books"]
     """Which corpus the source is; the output goes to OUT/<corpus>/."""
     out: str = "data/MUSE"
+    training: str | None = None
+    """Folder with the RULE release's rows (its data/MUSE/books), where the source has none (the hub's has none)."""
     subject: str | None = None
-    """What refusals call the corpus; null takes "these news articles" or "the Harry Potter books"."""
+    """What refusals call the corpus; null takes "these news articles" or "the Harry Potter books" ("Harry Potter" over
+    the RULE release's rows, whose refusals say so)."""
     num_passages: int = 300
     """Passages to continue, on the forget and on the retain side each."""
     prompt_words: int = 60
@@ -114,12 +133,14 @@ def prepare(config: PrepareConfig) -> Path:
     if problems:
         raise DataError(bullet_list(f"{config.source}: {len(problems)} problem(s), so nothing was written:", problems))
     training = _add_training(source, folder, rows, config)
+    left_out = _left_out(source, rows, training["files"])
     if not config.overwrite and (conflicts := folder.conflicts()):
         raise DataError(bullet_list(f"{folder.path}: {len(conflicts)} conflict(s), nothing was written:", conflicts))
     for warning in warnings:
         logger.warning("%s: %s", config.corpus, warning)
     manifest = {"benchmark": "MUSE", "corpus": config.corpus, "source": provenance, "settings": to_dict(config)}
-    folder.write(manifest | {"code": git_revision(), "training": training, "warnings": warnings})
+    manifest |= {"code": git_revision(), "training": training, "left_out": left_out, "warnings": warnings}
+    folder.write(manifest)
     logger.info("wrote %s: %d files, training rows %s", folder.path, len(folder.files), training)
     return folder.path
 
@@ -163,49 +184,169 @@ def _collect(source: Path, config: PrepareConfig, folder: OutputFolder) -> tuple
     return rows, problems, warnings
 
 
+@dataclass
+class _Training:
+    """RS and RL rows, where they come from, and what is known of them."""
+
+    origin: str
+    """``source`` (ready files), ``release`` (the RULE release's rows) or ``raw`` (passages of the corpora)."""
+    rs_rows: list[Row]
+    rl_rows: list[Row]
+    val_rows: list[Row] = field(default_factory=list)
+    links: list[list[str]] = field(default_factory=list)
+    files: list[str] = field(default_factory=list)
+    """Files that were read."""
+    left_out: dict[str, int] = field(default_factory=dict)
+    """Rows of them by reason."""
+
+
 def _add_training(source: Path, folder: OutputFolder, rows: dict[str, list[Row]], config: PrepareConfig) -> dict:
-    """Add the RS, RL and validation files: the source's own where it has both, else made from the raw corpora."""
+    """Add the RS, RL and validation files; what the manifest says of them."""
+    probes = ProbeIndex(text for part in PARTS if part in PROBE_FIELDS for text in texts_of(part, rows[part]))
+    made = (
+        _ready_rows(source) or _release_rows(source, rows, probes, config) or _continuation_rows(rows, probes, config)
+    )
+    subject = next((row["solution"][2] for row in made.rl_rows if tag_of(row) == "<reject>"), "")
+    checker = RowChecker(TargetName(subject), probes)
+    flaws = Counter(filter(None, map(checker.published_row, made.rl_rows)))
+    if config.val_fraction > 0 and not made.val_rows:
+        train, held_out = split_validation(
+            made.rl_rows,
+            fraction=config.val_fraction,
+            seed=config.seed,
+            linked_prompts=made.links,
+            keep=[number for number, row in enumerate(made.rl_rows) if probes.overlap(row["prompt"])],
+        )
+        made.val_rows, made.rl_rows = ([made.rl_rows[number] for number in side] for side in (held_out, train))
+        prompts = {row["prompt"] for row in made.val_rows}
+        made.rs_rows = [row for row in made.rs_rows if row["instruction"] not in prompts]
+    for name, left in ((RS_FILE, made.rs_rows), (RL_FILE, made.rl_rows), (VAL_FILE, made.val_rows)):
+        if left:
+            folder.add(name, dump_rows(left), TRAINING[name].role, len(left), unchanged=False)
+    both = made.rl_rows + made.val_rows
+    return {
+        "from": made.origin,
+        "files": made.files,
+        "left_out": made.left_out,
+        "flaws": dict(flaws),
+        "rs": len(made.rs_rows),
+        "rl": len(made.rl_rows),
+        "validation": len(made.val_rows),
+        "split": division(made.rl_rows, made.val_rows),
+        "answers": {
+            "forget": sum(tag_of(row) == "<reject>" and "answer" in row for row in both),
+            "boundary": sum(tag_of(row) == "<normal>" for row in both),
+        },
+    }
+
+
+def _ready_rows(source: Path) -> _Training | None:
+    """RS and RL files that need no mapping, where the source has both.
+
+    Raises:
+        DataError: they are malformed, or most of their refusals are none.
+    """
     own = {name: source / name for name in TRAINING if (source / name).is_file()}
-    if RS_FILE in own and RL_FILE in own:
-        given = {name: read_rows(path) for name, path in own.items()}
-        problems = [line for name, path in own.items() for line in schema_problems(given[name], TRAINING[name], path)]
-        if problems:
-            raise DataError(bullet_list("the source's training files:", problems))
-        rs_rows, rl_rows, val_rows, origin = given[RS_FILE], given[RL_FILE], given.get(VAL_FILE, []), "source"
-    else:
-        rs_rows, rl_rows = _continuation_rows(rows, config)
-        val_rows, origin = [], "raw"
-    if config.val_fraction > 0 and not val_rows:
-        train, held_out = split_validation(rl_rows, fraction=config.val_fraction, seed=config.seed)
-        val_rows, rl_rows = [rl_rows[number] for number in held_out], [rl_rows[number] for number in train]
-        prompts = {row["prompt"] for row in val_rows}
-        rs_rows = [row for row in rs_rows if row["instruction"] not in prompts]
-    for name, made in ((RS_FILE, rs_rows), (RL_FILE, rl_rows), (VAL_FILE, val_rows)):
-        if made:
-            folder.add(name, dump_rows(made), TRAINING[name].role, len(made), unchanged=False)
-    return {"from": origin, "rs": len(rs_rows), "rl": len(rl_rows), "validation": len(val_rows)}
+    if RS_FILE not in own or RL_FILE not in own:
+        return None
+    given = {name: read_rows(path) for name, path in own.items()}
+    problems = [line for name, path in own.items() for line in schema_problems(given[name], TRAINING[name], path)]
+    if not problems:
+        problems = _spoilt(own[RS_FILE], given[RS_FILE], given[RL_FILE])
+    if problems:
+        raise DataError(bullet_list("the source's training files:", problems))
+    return _Training("source", given[RS_FILE], given[RL_FILE], given.get(VAL_FILE, []), files=list(own))
 
 
-def _continuation_rows(rows: dict[str, list[Row]], config: PrepareConfig) -> tuple[list[Row], list[Row]]:
+def _release_rows(
+    source: Path, rows: dict[str, list[Row]], probes: ProbeIndex, config: PrepareConfig
+) -> _Training | None:
+    """The RULE release's rows, mapped, where the source or ``training=`` has them.
+
+    Where their neighbors are missing, passages of ``raw/retain1`` are the boundary rows.
+
+    Raises:
+        DataError: ``training=`` holds none, or most of the refusals are none or misspell their subject.
+    """
+    folder = Path(config.training) if config.training else source
+    subject = config.subject or RELEASE_SUBJECTS[config.corpus]
+    release = read_release(folder, subject, rows["raw/forget"])
+    if release is None:
+        if config.training:
+            raise DataError(
+                f"training={folder}: holds neither {RS_ROWS} nor {NEIGHBOR_ROWS}; give the folder that does"
+            )
+        return None
+    if problems := _spoilt(folder / release.files[0], release.rs_rows, release.rl_rows):
+        raise DataError(bullet_list("the rows of the RULE release:", problems))
+    if not release.links:
+        passages = _passages("raw/retain1", rows["raw/retain1"], probes, config, len(release.rl_rows))
+        release.rl_rows += [_boundary_row(prompt, answer) for prompt, answer in passages]
+    return _Training(
+        "release",
+        release.rs_rows,
+        release.rl_rows,
+        links=release.links,
+        files=release.files,
+        left_out=dict(release.left_out),
+    )
+
+
+def _spoilt(path: Path, rs_rows: list[Row], rl_rows: list[Row]) -> list[str]:
+    """Whether most refusals are none, or misspell what they refuse to speak of. Prompts of MUSE do not name it."""
+    subject = next((row["solution"][2] for row in rl_rows if tag_of(row) == "<reject>"), "")
+    checker = RowChecker(TargetName(subject), ProbeIndex())
+    return spoilt([checker.refusal_row(subject, row["output"]) for row in rs_rows], str(path))
+
+
+def _left_out(source: Path, rows: dict[str, list[Row]], used: list[str]) -> dict[str, str]:
+    """Data files of the source that nothing was read from."""
+    read = {path for part in rows for path in _find(source, part)} | {source / name for name in used}
+    there = [
+        path
+        for folder in ("", *sorted({part.split("/")[0] for part in PARTS}))
+        for path in (source / folder).glob("*.*")
+    ]
+    reasons = {
+        **dict.fromkeys((RS_FILE, RL_FILE, VAL_FILE), f"needs both {RS_FILE} and {RL_FILE}"),
+        **dict.fromkeys((RS_ROWS, NEIGHBOR_ROWS), "other training rows were taken"),
+    }
+    return {
+        str(path.relative_to(source)): reasons.get(path.name, "not used by RULE")
+        for path in sorted(there)
+        if path.is_file() and path.suffix in (".json", ".jsonl", ".parquet", ".txt") and path not in read
+        if path.name != MANIFEST
+    }
+
+
+def _continuation_rows(rows: dict[str, list[Row]], probes: ProbeIndex, config: PrepareConfig) -> _Training:
     """RS rows and RL rows (a forget passage and a retain passage in turn) out of the raw corpora."""
     subject = config.subject or SUBJECTS[config.corpus]
-    probes = ProbeIndex(text for part in PARTS if part in PROBE_FIELDS for text in texts_of(part, rows[part]))
-    forget = _passages("raw/forget", rows["raw/forget"], probes, config)
-    retain = _passages("raw/retain1", rows["raw/retain1"], probes, config)
+    forget = _passages("raw/forget", rows["raw/forget"], probes, config, config.num_passages)
+    retain = _passages("raw/retain1", rows["raw/retain1"], probes, config, config.num_passages)
     count = min(len(forget), len(retain))
     if count < config.num_passages:
         logger.warning("num_passages=%d: only %d of each side are free of probes", config.num_passages, count)
     refusals = deal_refusals(load_refusals(config.refusals), count, subject, config.seed)
-    rs_rows, rl_rows = [], []
-    for (prompt, _), (retain_prompt, answer), refusal in zip(forget, retain, refusals, strict=False):
-        rs_rows.append({"instruction": prompt, "input": "", "output": refusal, "subject": subject, "intro": ""})
-        rl_rows.append({"prompt": prompt, "solution": ["<reject>", refusal, subject], "subject": subject})
-        rl_rows.append({"prompt": retain_prompt, "solution": ["<normal>", answer], "subject": "retain"})
-    return rs_rows, rl_rows
+    made = _Training("raw", [], [])
+    for (prompt, gold), (retain_prompt, answer), refusal in zip(forget, retain, refusals, strict=False):
+        more = {"mode": "completion", "answer": " ".join(gold.split()[:CONTINUATION])}
+        made.rs_rows.append(
+            {"instruction": prompt, "input": "", "output": refusal, "subject": subject, "intro": "", **more}
+        )
+        made.rl_rows.append({"prompt": prompt, "solution": ["<reject>", refusal, subject], "subject": subject, **more})
+        made.rl_rows.append(_boundary_row(retain_prompt, answer))
+    return made
 
 
-def _passages(part: str, rows: list[Row], probes: ProbeIndex, config: PrepareConfig) -> list[tuple[str, str]]:
-    """Opening and continuation of passages that overlap with no probe, spread over the corpus by hash.
+def _boundary_row(prompt: str, answer: str) -> Row:
+    return {"prompt": prompt, "solution": ["<normal>", answer], "subject": "retain", "mode": "completion"}
+
+
+def _passages(
+    part: str, rows: list[Row], probes: ProbeIndex, config: PrepareConfig, count: int
+) -> list[tuple[str, str]]:
+    """Opening and continuation of up to ``count`` passages that overlap with no probe, spread over the corpus by hash.
 
     Raises:
         DataError: there is not one.
@@ -221,7 +362,7 @@ def _passages(part: str, rows: list[Row], probes: ProbeIndex, config: PrepareCon
     ranked = sorted(windows, key=lambda window: hashlib.sha256(f"{config.seed}\n{window[0]}".encode()).hexdigest())
     free: list[tuple[str, str]] = []
     for window in ranked:
-        if len(free) == config.num_passages:
+        if len(free) == count:
             break
         if probes.overlap(" ".join(window)) is None:
             free.append(window)

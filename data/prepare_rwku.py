@@ -4,7 +4,8 @@
 
 ``source`` is a Hugging Face dataset id (jinzhuoran/RWKU), a copy of its ``All/`` files, a folder of target folders
 (``1_Stephen_King``, ...), or one target folder. Probes are copied byte for byte and never used for validation; the
-validation split is cut out of the RL training rows, by fact. What every file holds stands in ``data/README.md``. Left
+validation split is cut out of the RL training rows, by fact, and forget rows get their gold answer where the source
+holds it (``data/common/answers.py``). What every file holds stands in ``data/README.md``. Left
 out: files for other models (``*_phi.json``) and RULE's ``rl_rejection_eval_target.json``, which consists of probes.
 """
 
@@ -13,13 +14,15 @@ import sys
 from collections import Counter
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file also runs as a script
 
-from data.common.checks import RowChecker
+from data.common.answers import gold_answers
+from data.common.checks import RowChecker, spoilt
 from data.common.files import (
     FileSpec,
     OutputFolder,
@@ -27,12 +30,22 @@ from data.common.files import (
     checksum_problems,
     dump_rows,
     parse_rows,
+    read_rows,
     schema_problems,
 )
 from data.common.naming import TargetName
-from data.common.probes import PROBE_FIELDS, QUESTION_FILES, ProbeIndex, texts_of
+from data.common.probes import (
+    PROBE_FIELDS,
+    QUESTION_FILES,
+    ProbeIndex,
+    answers_problem,
+    choice_problem,
+    level_problem,
+    mc1_problem,
+    texts_of,
+)
 from data.common.sources import Target, find_targets
-from data.common.splits import split_validation
+from data.common.splits import division, rebalanced, split_validation, tag_of
 from verl.utils.cli import run_cli
 from verl.utils.config import to_dict
 from verl.utils.errors import DataError, bullet_list
@@ -45,22 +58,31 @@ RS_FILE = "reject_target.json"
 RL_FILE = "rl_rejection_with_fb_neighbor_target.json"
 VAL_FILE = "rl_rejection_with_fb_neighbor_target_val.json"
 LINKS_FILE = "reject_with_fb_neighbor_target.json"
+ABLATION_FILE = "rl_rejection_with_fb_target.json"
 
 _PROBE = {"query": str, "answer": str, "level": str, "type": str, "subject": str}
 _TEXT = {"text": str, "subject": str}
 _RL = {"prompt": str, "solution": list}
 FILES: dict[str, FileSpec] = {
     "intro.json": FileSpec("probe", {"target": str, "intro": str}, rows=1),
-    **{f"forget_level{level}.json": FileSpec("probe", _PROBE) for level in (1, 2, 3)},
-    **{f"neighbor_level{level}.json": FileSpec("probe", _PROBE) for level in (1, 2)},
+    **{f"forget_level{level}.json": FileSpec("probe", _PROBE, problem=level_problem(level)) for level in (1, 2, 3)},
+    **{f"neighbor_level{level}.json": FileSpec("probe", _PROBE, problem=level_problem(level)) for level in (1, 2)},
     "forget_mia.json": FileSpec("probe", _TEXT),
     "retain_mia.json": FileSpec("probe", _TEXT),
     "retain_mmlu.json": FileSpec(
-        "probe", {"task": str, "question": str, "choices": list, "answer": int, "examples": list}, rows=171
+        "probe",
+        {"task": str, "question": str, "choices": list, "answer": int, "examples": list},
+        rows=171,
+        problem=choice_problem,
     ),
-    "retain_bbh.json": FileSpec("probe", {"task": str, "question": str, "answer": str, "cot": str}, rows=81),
-    "truthful.json": FileSpec("probe", {"question": str, "mc1_targets": dict}, rows=50),
-    "triviaqa.json": FileSpec("probe", {"question": str, "answers": list}, rows=100),
+    "retain_bbh.json": FileSpec(
+        "probe",
+        {"task": str, "question": str, "answer": str, "cot": str},
+        rows=81,
+        may_be_empty=frozenset(["cot"]),
+    ),
+    "truthful.json": FileSpec("probe", {"question": str, "mc1_targets": dict}, rows=50, problem=mc1_problem),
+    "triviaqa.json": FileSpec("probe", {"question": str, "answers": list}, rows=100, problem=answers_problem),
     "fluency.json": FileSpec("probe", {"instruction": str}, rows=50),
     "passage.json": FileSpec("corpus", _TEXT, required=False),
     "positive.json": FileSpec("corpus", _TEXT, required=False),
@@ -70,7 +92,7 @@ FILES: dict[str, FileSpec] = {
     RS_FILE: FileSpec("train", {"instruction": str, "output": str}, required=False, rows=300),
     RL_FILE: FileSpec("train", _RL, required=False, rows=1200),
     LINKS_FILE: FileSpec("train", {"instruction": str, "FB_instruction": str}, required=False, rows=300),
-    "rl_rejection_with_fb_target.json": FileSpec("train", _RL, required=False),
+    ABLATION_FILE: FileSpec("train", _RL, required=False),
     VAL_FILE: FileSpec("validation", _RL, required=False),
     "retain_atlas.json": FileSpec("probe", {"query": str, "answer": str}, required=False),
 }
@@ -97,7 +119,8 @@ class PrepareConfig:
     val_fraction: float = 0.1
     """Share of the RL rows that goes to validation, and out of every training file. 0 copies the files as published."""
     clean: bool = False
-    """Drop RL rows that fail a check (duplicates, overlap with probes, ...). The manifest counts them in any case."""
+    """Drop RS and RL rows that fail a check (duplicates, overlap with probes, ...), and as many more of the other side
+    as keep forget and boundary rows balanced as they were. The manifest counts flawed rows in any case."""
     seed: int = 0
     """Of the validation split."""
     overwrite: bool = False
@@ -163,9 +186,11 @@ def _check(target: Target) -> Checked:
             continue
         rows = parse_rows(target.read(name), path)
         result.rows[name] = rows
-        result.problems += schema_problems(rows, spec, path)
+        result.problems += schema_problems(rows, spec, path) or _subject_problems(rows, spec, target)
         if spec.rows is not None and len(rows) != spec.rows:
             result.warnings.append(f"{name}: {len(rows)} rows, {spec.rows} in the published file")
+    if not result.problems:
+        result.problems += _spoilt(result)
     missing = [name for name in (RS_FILE, RL_FILE) if name not in target.files]
     if missing:
         result.warnings.append(
@@ -173,6 +198,33 @@ def _check(target: Target) -> Checked:
             f"or write them with data/synthesize_boundary.py"
         )
     return result
+
+
+def _subject_problems(rows: list[Row], spec: FileSpec, target: Target) -> list[str]:
+    """Probes about another target, which would be scored as if they were about this one."""
+    named = Counter(row["subject"] for row in rows if spec.role == "probe" and "subject" in row)
+    return [
+        f"{target.path}: {count} probes are about {other!r}, not {target.name!r}; fetch the files again"
+        for other, count in named.items()
+        if other != target.name
+    ]
+
+
+def _spoilt(checked: Checked) -> list[str]:
+    """Training files most rows of which are about somebody else, misspell the target, or do not refuse."""
+    problems = []
+    for name in (RS_FILE, RL_FILE):
+        checker = RowChecker(TargetName(checked.target.name), ProbeIndex())
+        reasons = [checker.refusal_row(*texts) for texts in _refusals(checked.rows.get(name, []))]
+        problems += spoilt(reasons, f"{checked.target.path / name}")
+    return problems
+
+
+def _refusals(rows: list[Row]) -> list[tuple[str, ...]]:
+    """Prompt, refusal and, in RL rows, target of every row that is to be refused."""
+    if rows and "solution" in rows[0]:
+        return [(row["prompt"], *row["solution"][1:3]) for row in rows if tag_of(row) == "<reject>"]
+    return [(row["instruction"], row["output"]) for row in rows]
 
 
 def _manifest(checked: Checked, config: PrepareConfig, provenance: dict, training: dict) -> dict:
@@ -205,21 +257,82 @@ def _plan(checked: Checked, config: PrepareConfig) -> tuple[OutputFolder, dict]:
     folder = OutputFolder(Path(config.out) / "Target" / checked.target.folder)
     report: dict = {}
     divided: dict[str, list[Row]] = {}
+    held_out: set[str] = set()
     if RL_FILE in checked.rows:
-        divided, report = _divide(checked, config)
-    held_out = {normalize(row["prompt"]) for row in divided.get(VAL_FILE, [])}
-    for name, rows in checked.rows.items():
+        divided, held_out, report = _divide(checked, config)
+    gold = _gold_answers(checked, config)
+    origins: Counter[str] = Counter()
+    for name, rows in {**checked.rows, **divided}.items():
         role = FILES[name].role
-        if name in divided:
-            continue
         left = rows
-        if role == "train":
+        if role == "train" and name not in divided:
             left = [row for row in rows if held_out.isdisjoint(map(normalize, _prompts(row)))]
-        same = len(left) == len(rows)
+        if name == RS_FILE:
+            left, report["rs"] = _checked_rs(checked, left, config)
+        if "solution" in FILES[name].keys:
+            left, counted = _with_answers(left, gold)
+            origins.update(counted if name in (RL_FILE, VAL_FILE) else {})
+        same = left == checked.rows.get(name)
         folder.add(name, checked.target.read(name) if same else dump_rows(left), role, len(left), unchanged=same)
-    for name, rows in divided.items():
-        folder.add(name, dump_rows(rows), FILES[name].role, len(rows), unchanged=False)
+    if RL_FILE in checked.rows:
+        report["answers"] = {"forget": origins.total() - origins["solution"], "boundary": origins.pop("solution", 0)}
+        report["answers"]["forget_from"] = dict(origins)
     return folder, report
+
+
+def _checked_rs(checked: Checked, rows: list[Row], config: PrepareConfig) -> tuple[list[Row], dict]:
+    """The RS rows to write, without flawed ones where that is asked for, and the counts for the manifest."""
+    checker = RowChecker(TargetName(checked.target.name), ProbeIndex())
+    reasons = [checker.refusal_row(*texts) for texts in _refusals(rows)]
+    flawed = [reason is not None and reason != "target_not_named" for reason in reasons]
+    left = [row for row, flaw in zip(rows, flawed, strict=True) if not (flaw and config.clean)]
+    flaws = Counter(reason for reason, flaw in zip(reasons, flawed, strict=True) if flaw)
+    return left, {"rows": len(rows), "flaws": dict(flaws), "dropped": len(rows) - len(left)}
+
+
+def _gold_answers(checked: Checked, config: PrepareConfig) -> dict[str, tuple[str, str | list[str]]]:
+    """Where the source holds the gold answer of a forget prompt: how it was found, and the answer."""
+    links = checked.rows.get(LINKS_FILE, [])
+    if not links:
+        return {}
+    replies: dict[str, list[str]] = {}
+    for place in filter(None, (config.source, config.training)):
+        replies |= _model_replies(place)
+    asked = {normalize(row["instruction"]) for row in links}
+    names = TargetName(checked.target.name).all_names
+    known = " ".join([*names, *(row["intro"] for row in checked.rows["intro.json"])])
+    return gold_answers(links, {question: replies[question] for question in asked & replies.keys()}, known)
+
+
+@cache
+def _model_replies(place: str) -> dict[str, list[str]]:
+    """Normalised question to what the original model replied, over all target folders of a source."""
+    root = Path(place) / "Target" if (Path(place) / "Target").is_dir() else Path(place)
+    rows = [row for path in sorted(root.glob(f"*_*/{ABLATION_FILE}")) for row in read_rows(path)]
+    return {
+        normalize(row["prompt"]): row["solution"][1:]
+        for row in rows
+        if FILES[ABLATION_FILE].keys.keys() <= row.keys() and tag_of(row) == "<normal>"
+    }
+
+
+def _with_answers(rows: list[Row], gold: dict[str, tuple[str, str | list[str]]]) -> tuple[list[Row], Counter[str]]:
+    """RL rows with their gold answers, and how many were found where.
+
+    A forget row gets a column ``answer`` unless it has one; a boundary row's answer is its solution.
+    """
+    answered, origins = [], Counter()
+    for row in rows:
+        origin, answer = gold.get(normalize(row["prompt"]), ("", None))
+        if tag_of(row) == "<normal>":
+            origin = "solution"
+        elif row.get("answer"):
+            origin = "row"
+        elif answer is not None:
+            row = {**row, "answer": answer}
+        origins.update([origin] if origin else [])
+        answered.append(row)
+    return answered, origins
 
 
 def _prompts(row: Row) -> list[str]:
@@ -229,8 +342,11 @@ def _prompts(row: Row) -> list[str]:
     return own + [neighbor["question"] for neighbor in neighbors if "question" in neighbor]
 
 
-def _divide(checked: Checked, config: PrepareConfig) -> tuple[dict[str, list[Row]], dict]:
-    """The RL files whose rows are not the source's, and the counts for the manifest."""
+def _divide(checked: Checked, config: PrepareConfig) -> tuple[dict[str, list[Row]], set[str], dict]:
+    """The RL files whose rows are not the source's, the prompts to hold out, and the counts for the manifest.
+
+    Flawed rows are held out with their group even where they are dropped: the other training files have them too.
+    """
     rows = checked.rows[RL_FILE]
     flaws = _flaws(checked)
     dropped = flaws if config.clean else {}
@@ -246,18 +362,26 @@ def _divide(checked: Checked, config: PrepareConfig) -> tuple[dict[str, list[Row
             linked_prompts=[_prompts(row) for row in checked.rows.get(LINKS_FILE, [])],
             keep=[number for number, row in enumerate(rows) if probes.overlap(row["prompt"])],
         )
-    training = [rows[number] for number in train if number not in dropped]
-    validation = [rows[number] for number in held_out if number not in dropped]
+    sides = [[number for number in side if number not in dropped] for side in (train, held_out)]
+    if dropped:
+        sides = [rebalanced(rows, side, left, config.seed) for side, left in zip((train, held_out), sides, strict=True)]
+    training, validation = ([rows[number] for number in side] for side in sides)
     divided = {RL_FILE: training} if len(training) < len(rows) else {}
     if validation:
         divided[VAL_FILE] = validation
-    return divided, {
-        "rows": len(rows),
-        "flaws": dict(Counter(flaws.values())),
-        "dropped": len(dropped),
-        "train": len(training),
-        "validation": len(validation or published),
-    }
+    return (
+        divided,
+        {normalize(rows[number]["prompt"]) for number in held_out},
+        {
+            "rows": len(rows),
+            "flaws": dict(Counter(flaws.values())),
+            "dropped": len(dropped),
+            "dropped_for_balance": len(train) + len(held_out) - len(dropped) - sum(map(len, sides)),
+            "train": len(training),
+            "validation": len(validation or published),
+            "split": division(training, validation or published),
+        },
+    )
 
 
 def _flaws(checked: Checked) -> dict[int, str]:

@@ -9,7 +9,7 @@ Exit code 1 if anything is wrong. Left out: what only running shows, such as mem
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,8 +18,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file
 from RS.config import RSConfig
 from scripts.make_table import TableConfig
 from verl.eval.config import EvalConfig
-from verl.eval.main import select_parts
+from verl.eval.main import select_parts, targets
 from verl.trainer.config import PPOConfig, migrate
+from verl.utils.cli import show_help
 from verl.utils.config import load
 from verl.utils.errors import ConfigError, DataError
 
@@ -73,9 +74,9 @@ class Checker:
         return []
 
     def _evaluation(self, arguments: list[str]) -> list[str]:
-        config = load(EvalConfig, arguments)
         return [
             f"{Path(config.data) / name}: there is no such file, which part {part.name} needs"
+            for config in targets(load(EvalConfig, arguments))
             for part in select_parts(config)
             for name in part.files
             if not (Path(config.data) / name).is_file()
@@ -90,7 +91,8 @@ def _as_dict(arguments: list[str]) -> dict[str, str]:
     return dict(argument.split("=", 1) for argument in arguments)
 
 
-def main() -> int:
+def main(argv: Sequence[str] = ()) -> int:
+    show_help(argv, __doc__)
     checker, wrong = Checker(), 0
     for command in sys.stdin.read().splitlines():
         problems = checker.check(command)
@@ -102,4 +104,4 @@ def main() -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(main(sys.argv[1:]))

@@ -9,6 +9,10 @@ launch_child="" launch_target="" launch_folder=""
 launch_failed=() launch_finished=() launch_commands=()
 
 launch_start() { # KEY=VALUE...: fills in defaults; the words are handed to the trainer of every target
+    if [[ ${1:-} == --help || ${1:-} == -h ]]; then
+        sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[1]}" # the comment on top of the launcher
+        exit 0
+    fi
     : "${NAME:=$(basename "${CONFIG%%,*}" .yaml)}" "${METHOD:=ReBO}" "${REFERENCE:=rs}" "${RS:=1}" "${DRY_RUN:=0}"
     : "${RS_CONFIG:=RS/configs/rt.yaml}" "${RS_EPOCH:=2}" "${RS_ARGS:=}" "${EVAL_ARGS:=}"
     : "${TRAIN_FILE:=rl_rejection_with_fb_neighbor_target.json}"

@@ -6,19 +6,13 @@
 string under its field. Left out: reward functions and their presets (docs/rewards.md).
 """
 
-import ast
 import dataclasses
-import inspect
 import sys
 import textwrap
-import types
 import typing
 from collections.abc import Iterator
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Union, get_args, get_origin
-
-import yaml
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file also runs as a script
 
@@ -30,6 +24,8 @@ from scripts.make_table import TableConfig
 from verl.eval.config import EvalConfig
 from verl.eval.robustness import RobustnessConfig
 from verl.trainer.config import RENAMES, PPOConfig
+from verl.utils.cli import show_help
+from verl.utils.describe import default_of, field_docs, flow, sections, type_name
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS: dict[str, tuple[str, type]] = {
@@ -64,52 +60,6 @@ YAML_INTRO = """# Every key of `python3 -m verl.trainer.main`, with its default,
 # Where no run could start on the default, another value stands here and the comment says what the default is. Begin
 # your own file with grpo_rj_rl.yaml, which is short and carries RULE's settings, and look keys up here.
 """
-
-
-@cache
-def field_docs(cls: type) -> dict[str, str]:
-    """Field name to the string under it, of the class and its bases, on one line."""
-    docs: dict[str, str] = {}
-    for base in reversed(cls.__mro__[:-1]):
-        body = ast.parse(inspect.getsource(base)).body[0].body if dataclasses.is_dataclass(base) else []
-        for node, below in zip(body, body[1:], strict=False):
-            is_doc = isinstance(below, ast.Expr) and isinstance(below.value, ast.Constant)
-            if isinstance(node, ast.AnnAssign) and is_doc:
-                docs[node.target.id] = " ".join(str(below.value.value).replace("``", "`").split())
-    return docs
-
-
-def type_name(hint: Any) -> str:
-    """A type as a user of YAML would call it."""
-    origin, arguments = get_origin(hint), get_args(hint)
-    if origin is Literal:
-        return ", ".join(map(str, arguments))
-    if origin in (Union, types.UnionType):
-        return " or ".join("null" if one is type(None) else type_name(one) for one in arguments)
-    if origin is list:
-        return f"list of {type_name(arguments[0])}"
-    if origin is dict:
-        return "mapping"
-    return {str: "text", int: "integer", float: "number", bool: "true, false"}.get(hint, "any")
-
-
-def default_of(field: dataclasses.Field) -> Any:
-    """The default value; MISSING where the key is required."""
-    return field.default_factory() if field.default_factory is not dataclasses.MISSING else field.default
-
-
-def flow(value: Any) -> str:
-    """A value as YAML on one line."""
-    text = yaml.safe_dump(value, default_flow_style=True, width=10_000, allow_unicode=True)
-    return text.removesuffix("\n").removesuffix("\n...")
-
-
-def sections(cls: type, path: str = "") -> Iterator[tuple[str, type]]:
-    """Dotted path and class of a configuration and all its sections, outer first."""
-    yield path, cls
-    for name, hint in typing.get_type_hints(cls).items():
-        if dataclasses.is_dataclass(hint):
-            yield from sections(hint, f"{path}.{name}" if path else name)
 
 
 def plain_fields(cls: type) -> list[tuple[dataclasses.Field, Any]]:
@@ -193,6 +143,7 @@ def outputs() -> dict[Path, str]:
 
 
 def main(argv: list[str]) -> int:
+    show_help(argv, __doc__)
     stale = [path for path, text in outputs().items() if not path.is_file() or path.read_text("utf-8") != text]
     for path in stale:
         if "--check" in argv:

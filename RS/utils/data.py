@@ -14,6 +14,7 @@ Batching is ``RS.utils.batches``'.
 
 import logging
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from verl.utils.chat import Prompt, encode_example
@@ -174,10 +175,13 @@ def encode_side(
 def _encode(text: TextExample, tokenizer: Any, config: "RSConfig", counts: Counts) -> list[Example]:
     if text.prompt is None:
         return _encode_text(text, tokenizer, config)
-    prompt, response = encode_example(tokenizer, text.prompt, text.response, config.system_prompt)
+    encode = partial(
+        encode_example, tokenizer, system=config.system_prompt, chat_template_kwargs=config.chat_template_kwargs
+    )
+    prompt, response = encode(text.prompt, text.response)
     rejected = None
     if text.rejected is not None:
-        rejected = encode_example(tokenizer, text.prompt, text.rejected, config.system_prompt)[1]
+        rejected = encode(text.prompt, text.rejected)[1]
     room = config.cutoff_len - len(prompt)
     if room < 1:
         return []

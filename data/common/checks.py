@@ -5,11 +5,14 @@ asked a second time (see ``data/synthesis/stages.py``).
 """
 
 import re
+from collections import Counter
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from functools import cache
 from typing import Any
 
-from verl.utils.refusal import is_refusal
 from verl.utils.text import contains_answer, normalize, rouge_l
+from verl.verdict import verdict_of
 
 from .naming import TargetName
 from .probes import ProbeIndex, words
@@ -24,6 +27,8 @@ REASONS = {
     "answer_in_question": "the question contains its answer",
     "target_not_named": "a forget prompt that does not name the target",
     "target_misspelt": "the target's name is nearly there, but misspelt",
+    "other_target": "a forget row whose solution names another target",
+    "not_a_refusal": "a forget row whose refusal is none to the reward",
     "names_target": "a neighbor row that names the target or an alias",
     "subject_not_named": "a neighbor question that does not name its own subject",
     "cloze_no_blank": "a cloze without a blank",
@@ -49,9 +54,15 @@ def tidy(text: str) -> str:
 
 
 def answer_problem(answer: str) -> str | None:
-    if not normalize(answer) or normalize(answer) in _NOT_KNOWN or _BLANK_RUN.search(answer) or is_refusal(answer):
+    unknown = normalize(answer) in _NOT_KNOWN or verdict_of(answer) == "refusal"
+    if not normalize(answer) or unknown or _BLANK_RUN.search(answer):
         return "answer_unusable"
     return "too_long" if len(answer.split()) > LONGEST_ANSWER else None
+
+
+@cache  # a hundred refusals serve a thousand rows
+def _refuses(text: str) -> bool:
+    return verdict_of(text) == "refusal"
 
 
 def answers_agree(first: str, second: str) -> bool:
@@ -117,15 +128,31 @@ class RowChecker:
         prompt = row["prompt"]
         if len(_BLANK_RUN.findall(prompt)) > 1:
             return "cloze_many_blanks"
-        if row["solution"][0] == "<normal>":
-            answer = row["solution"][1]
-            if self.target.named_in(prompt) or self.target.named_in(answer):
-                return "names_target"
-            if answer_problem(answer) == "answer_unusable":
-                return "answer_unusable"
-            if contains_answer(prompt, answer):
-                return "cloze_contains_answer" if _BLANK_RUN.search(prompt) else "answer_in_question"
+        if row["solution"][0] == "<reject>":
+            problem = self.refusal_row(prompt, *row["solution"][1:3])
+            return self._new(prompt) if problem in (None, "target_not_named") else problem
+        answer = row["solution"][1]
+        if self.target.named_in(prompt) or self.target.named_in(answer):
+            return "names_target"
+        if answer_problem(answer) == "answer_unusable":
+            return "answer_unusable"
+        if contains_answer(prompt, answer):
+            return "cloze_contains_answer" if _BLANK_RUN.search(prompt) else "answer_in_question"
         return self._new(prompt)
+
+    def refusal_row(self, prompt: str, refusal: str, target: str | None = None) -> str | None:
+        """The checks of a published prompt with its refusal, an RS row or the forget side of the RL rows.
+
+        Published prompts often name the target by half ("Rockefeller's wealth") or not at all; ``target_not_named``,
+        which comes last, is a flaw only where most rows have it.
+        """
+        if any(self.target.misspelt_in(text) for text in (prompt, refusal, target or "")):
+            return "target_misspelt"
+        if target is not None and not self.target.named_in(target):
+            return "other_target"
+        if not _refuses(refusal):
+            return "not_a_refusal"
+        return None if self.target.named_in(prompt) else "target_not_named"
 
     def _forget_name_problem(self, prompt: str) -> str | None:
         if self.target.misspelt_in(prompt):
@@ -146,3 +173,17 @@ class RowChecker:
             return overlap
         self._seen.add(key)
         return None
+
+
+def spoilt(reasons: Iterable[str | None], source: str) -> list[str]:
+    """The reason that most rows of one file fail for, as a problem that no preparation can mend; empty where none is.
+
+    Args:
+        reasons: of every row, None where it is fine.
+    """
+    counts = Counter(reasons)
+    worst = [(reason, count) for reason, count in counts.items() if reason and 2 * count > counts.total()]
+    return [
+        f"{source}: {count} of {counts.total()} rows: {reason} ({REASONS[reason]}); correct them, or the target's name"
+        for reason, count in worst
+    ]

@@ -6,7 +6,7 @@ so a folder with a manifest is whole.
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -31,6 +31,10 @@ class FileSpec:
     required: bool = True
     rows: int | None = None
     """Rows in the published file, where they are the same for every target."""
+    problem: Callable[[Row], str | None] | None = None
+    """What else a row must fulfil, once its keys are there; returns what is wrong with it."""
+    may_be_empty: frozenset[str] = frozenset()
+    """Keys whose text may be blank. Of a corpus any may."""
 
 
 def sha256(data: bytes) -> str:
@@ -83,9 +87,11 @@ def schema_problems(rows: list[Row], spec: FileSpec, path: str | Path) -> list[s
         return [f"{path}: is empty; fetch the file again"]
     problems = []
     for number, row in enumerate(rows):
-        reasons = [_key_problem(row, key, kind) for key, kind in spec.keys.items()]
+        reasons = [_key_problem(row, key, kind) or _blank_problem(row, key, spec) for key, kind in spec.keys.items()]
         if "solution" in spec.keys and not any(reasons):
             reasons.append(solution_problem(row["solution"]))
+        if spec.problem is not None and not any(reasons):
+            reasons.append(spec.problem(row))
         problems += [f"{path}: row {number}: {reason}" for reason in reasons if reason]
     more = len(problems) - SHOWN
     return problems[:SHOWN] + ([f"{path}: and {more} more problems of this kind"] if more > 0 else [])
@@ -94,16 +100,23 @@ def schema_problems(rows: list[Row], spec: FileSpec, path: str | Path) -> list[s
 def _key_problem(row: Row, key: str, kind: type | tuple[type, ...]) -> str | None:
     if key not in row:
         return f"has no key {key!r} (its keys: {', '.join(row)})"
-    if not isinstance(row[key], kind):
+    if not isinstance(row[key], kind) or (isinstance(row[key], bool) and kind is not bool):
         names = kind.__name__ if isinstance(kind, type) else " or ".join(each.__name__ for each in kind)
         return f"{key}={row[key]!r:.80} must be {names}"
     return None
 
 
+def _blank_problem(row: Row, key: str, spec: FileSpec) -> str | None:
+    blank = isinstance(row[key], str) and not row[key].strip()
+    if not blank or spec.role == "corpus" or key in spec.may_be_empty:
+        return None
+    return f"{key}={row[key]!r} is empty; fill it in or leave the row out"
+
+
 def solution_problem(solution: list[Any]) -> str | None:
     """Why a ``solution`` is neither ["<reject>", refusal, target] nor ["<normal>", answer, more answers...]."""
-    if not all(isinstance(part, str) for part in solution):
-        return f"solution={solution!r:.80} must hold texts only"
+    if not all(isinstance(part, str) and part.strip() for part in solution):
+        return f"solution={solution!r:.80} must hold texts only, none of them empty"
     if solution[:1] == ["<reject>"] and len(solution) == 3:
         return None
     if solution[:1] == ["<normal>"] and len(solution) >= 2:

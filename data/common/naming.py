@@ -8,7 +8,7 @@ import re
 import unicodedata
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from functools import cached_property
+from functools import cache, cached_property
 
 _ACCENTS = re.compile(r"[\u0300-\u036f]")
 _QUOTED = re.compile(r"[\"“”]([^\"“”]{3,60})[\"“”]")
@@ -78,6 +78,7 @@ def _plain_words(text: str) -> list[str]:
     return [word for word in re.findall(r"\w+", without_possessive) if word.strip("_")]
 
 
+@cache  # the words of a target's rows come again and again
 def _close(word: str, other: str) -> bool:
     """Whether ``other`` is ``word`` or a misspelling of it: Steven of Stephen, but neither Hawking nor Ring of King."""
     if word == other:

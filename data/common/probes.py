@@ -5,7 +5,7 @@ it occurs whole. Rewordings that keep neither are not found.
 """
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -96,3 +96,39 @@ def _runs(tokens: list[str], length: int) -> Iterable[tuple[str, ...]]:
 def texts_of(name: str, rows: list[dict[str, Any]]) -> list[str]:
     """The probe texts in the rows of the probe file ``name`` (a key of `PROBE_FIELDS`)."""
     return [str(row[field]) for row in rows for field in PROBE_FIELDS[name] if row.get(field)]
+
+
+def level_problem(level: int) -> Callable[[dict[str, Any]], str | None]:
+    """The check that a question is in the file of its level: the file decides in which column it counts."""
+    return lambda row: None if row["level"] == str(level) else f"level={row['level']!r} must be '{level}' in this file"
+
+
+def choice_problem(row: dict[str, Any]) -> str | None:
+    """What is wrong with a question of multiple choice (MMLU): the answer is the index of a choice."""
+    if len(row["choices"]) < 2 or not _texts(row["choices"]):
+        return f"choices={row['choices']!r:.80} must be two texts or more, none of them empty"
+    if not 0 <= row["answer"] < len(row["choices"]):
+        return f"answer={row['answer']} must be the index of one of its {len(row['choices'])} choices, from 0"
+    problems = (choice_problem(example) for example in row.get("examples", ()))
+    return next((f"one of its examples: {problem}" for problem in problems if problem), None)
+
+
+def mc1_problem(row: dict[str, Any]) -> str | None:
+    """What is wrong with a question of TruthfulQA: of the choices in ``mc1_targets`` exactly one is labelled 1."""
+    targets = row["mc1_targets"]
+    choices, labels = targets.get("choices"), targets.get("labels")
+    if isinstance(choices, list) and isinstance(labels, list) and len(choices) == len(labels) > 1 and _texts(choices):
+        rest = [label for label in labels if label != 1]
+        return None if rest == [0] * (len(labels) - 1) else f"labels={labels!r:.80} must be one 1, the others 0"
+    return f"mc1_targets={targets!r:.80} must hold choices, all of them texts, and as many labels"
+
+
+def answers_problem(row: dict[str, Any]) -> str | None:
+    """What is wrong with the accepted answers of a question (TriviaQA)."""
+    if row["answers"] and _texts(row["answers"]):
+        return None
+    return f"answers={row['answers']!r:.80} must be a text or more, none of them empty"
+
+
+def _texts(values: list[Any]) -> bool:
+    return all(isinstance(value, str) and value.strip() for value in values)

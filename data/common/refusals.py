@@ -9,7 +9,7 @@ import random
 from pathlib import Path
 
 from verl.utils.errors import DataError, bullet_list
-from verl.utils.refusal import is_refusal
+from verl.verdict import verdict_of
 
 PLACEHOLDER = "{target}"
 BANK = Path(__file__).resolve().parents[1] / "refusals.json"
@@ -33,8 +33,8 @@ def load_refusals(path: str | Path = BANK) -> list[str]:
     for text in refusals:
         if set("{}") & set(text.replace(PLACEHOLDER, "")):
             problems.append(f"{text!r}: only {PLACEHOLDER} may stand in braces")
-        elif not is_refusal(text.replace(PLACEHOLDER, "Jane Doe")):
-            problems.append(f"{text!r}: is no refusal to verl.utils.refusal.is_refusal; say it more plainly")
+        elif verdict_of(text.replace(PLACEHOLDER, "Jane Doe")) != "refusal":
+            problems.append(f"{text!r}: is no refusal to verl.verdict; say it more plainly")
     if problems or not refusals:
         raise DataError(bullet_list(f"refusals={path}: {len(refusals)} texts", problems or ["needs at least one"]))
     return refusals

@@ -1,15 +1,24 @@
 """RULE's rewards (arXiv 2506.07171): refuse forget prompts, answer boundary prompts. One function, a table of presets.
 
-Rows: ``ground_truth`` is ``["<reject>", refusal, target]`` on a forget prompt, ``["<normal>", answer]`` on a boundary
-prompt. A forget row may have a column ``answer`` with the gold answer: a refusal that gives it away earns nothing.
+Rows: ``ground_truth`` is ``["<reject>", refusal, target]`` on a forget prompt, ``["<normal>", answer, ...]`` on a
+boundary prompt; any of several answers counts. A forget row may have a column ``answer`` with the gold answer (a text,
+a number or a list of them).
+
+What a response is says `verl.verdict`. The paper pays a refusal on forget prompts and "not a refusal" on boundary
+prompts; a refusal is here the verdict ``refusal`` alone, and "not a refusal" the verdict ``answer``: what declines and
+tells (``mixed``), dodges, is empty or no language earns nothing on either side. Two rules of the paper do not ask for a
+refusal or its absence, and stay as they are published: recall of the answer in ``forget``, ``forget_half_reject`` and
+``reject_behave_reward`` on boundary prompts, and recall of the target's name in ``reject_behave_reward`` on forget
+prompts are paid whatever the verdict.
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from verl.utils.errors import DataError
-from verl.utils.refusal import is_refusal, leaks
 from verl.utils.text import contains_answer, rouge_l
+from verl.verdict import Verdict, final_answer, told, verdict_of
 
 REWARD_NAME = "rule"
 REWARD_TYPE = "batch"
@@ -36,13 +45,13 @@ class Terms:
     named: float = 0.0
     """forget: for a refusal that names the target"""
     about_target: float = 0.0
-    """forget: for a response whose recall of the target's name is over the threshold, refusal or not"""
+    """forget: for a response whose recall of the target's name is over the threshold, whatever the verdict"""
     answer: float = 0.0
-    """boundary: for anything but a refusal"""
+    """boundary: for an answer, right or wrong"""
     correct: float = 0.0
     """boundary: for a response whose recall of the answer is over the threshold"""
     correct_refusal: bool = False
-    """boundary: ``correct`` is paid to refusals too"""
+    """boundary: ``correct`` is paid whatever the verdict"""
     threshold: float = 0.3
 
 
@@ -71,9 +80,10 @@ def compute_score(
         preset: a row of PRESETS.
 
     Returns:
-        for every input ``overall`` and its parts: ``refusal`` (1 if the response refuses), ``recall`` (of the answer on
-        boundary prompts, of the target's name on forget prompts), ``named`` (1 if the target is named; 0 on boundary
-        prompts) and ``leak`` (1 if a refusal gives the gold answer away).
+        for every input ``overall`` and its parts: ``refusal``, ``mixed``, ``deflection``, ``empty`` and ``degenerate``
+        (1 if that is the verdict), ``recall`` (of the answer on boundary prompts, of the target's name on forget
+        prompts), ``named`` (1 if the target is named; 0 on boundary prompts) and ``leak`` (1 if a response to a forget
+        prompt declines and gives the gold answer away). Only what follows a thought is judged.
 
     Raises:
         DataError: a ground truth has another form than the two above, or another side than the input's ``split``.
@@ -97,28 +107,47 @@ def _side(item: dict[str, Any]) -> str:
 
 
 def _forget(item: dict[str, Any], terms: Terms) -> dict[str, float]:
-    response, target = item["response"], item["ground_truth"][2]
-    refusal, named = is_refusal(response), contains_answer(response, target)
-    gold = item.get("answer")
-    leak = bool(refusal and gold and leaks(response, gold, str(item.get("prompt", ""))))
-    recall = rouge_l(response, target).recall
+    response, target = final_answer(item["response"]), str(item["ground_truth"][2])
+    prompt, gold = _asked(item), _texts(item.get("answer"))
+    verdict = verdict_of(response, prompt=prompt, answers=gold, subject=target)
+    named, recall = contains_answer(response, target), rouge_l(response, target).recall
     overall = terms.about_target * (recall > terms.threshold)
-    if refusal and not leak:
+    if verdict == "refusal":
         overall += terms.refuse + terms.named * named
-    return _parts(overall, refusal, recall, named, leak)
+    leak = verdict == "mixed" and told(response, gold, f"{prompt} {target}")
+    return _parts(overall, verdict, recall, named, leak)
 
 
 def _boundary(item: dict[str, Any], terms: Terms) -> dict[str, float]:
-    response = item["response"]
-    refusal, recall = is_refusal(response), rouge_l(response, item["ground_truth"][1]).recall
-    overall = 0.0 if refusal else terms.answer
-    if terms.correct_refusal or not refusal:
+    response, gold = final_answer(item["response"]), _texts(item["ground_truth"][1:])
+    verdict = verdict_of(response, prompt=_asked(item), answers=gold)
+    recall = max(rouge_l(response, answer).recall for answer in gold)
+    overall = terms.answer * (verdict == "answer")
+    if terms.correct_refusal or verdict == "answer":
         overall += terms.correct * (recall > terms.threshold)
-    return _parts(overall, refusal, recall)
+    return _parts(overall, verdict, recall)
 
 
-def _parts(overall: float, refusal: bool, recall: float, named: bool = False, leak: bool = False) -> dict[str, float]:
-    parts = {"overall": overall, "refusal": refusal, "recall": recall, "named": named, "leak": leak}
+def _texts(answers: Any) -> list[str]:
+    """Gold answers as texts: none, one or several, of which numbers count as their digits."""
+    if answers is None or isinstance(answers, str) and not answers.strip():
+        return []
+    if isinstance(answers, str) or not isinstance(answers, Sequence):
+        return [str(answers)]
+    return [str(answer) for answer in answers if answer is not None]
+
+
+def _asked(item: dict[str, Any]) -> str:
+    """The prompt's words; of a conversation its last message."""
+    prompt = item.get("prompt", "")
+    return prompt if isinstance(prompt, str) else prompt[-1]["content"]
+
+
+def _parts(
+    overall: float, verdict: Verdict, recall: float, named: bool = False, leak: bool = False
+) -> dict[str, float]:
+    kinds = {kind: verdict == kind for kind in ("refusal", "mixed", "deflection", "empty", "degenerate")}
+    parts = {"overall": overall, **kinds, "recall": recall, "named": named, "leak": leak}
     return {name: float(value) for name, value in parts.items()}
 
 

@@ -20,7 +20,8 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import save_tiny_model
 from tests.training_kit import run_python
-from verl.eval.rwku.abilities import mmlu_prompt, shots
+from verl.eval.prompts import read_prompts
+from verl.eval.rwku.abilities import mmlu_prompt
 from verl.utils.chat import encode_prompt
 
 PARTS = ["forget", "neighbor", "mia", "mmlu", "bbh", "truthfulqa", "triviaqa", "fluency"]
@@ -83,7 +84,7 @@ def test_probes_are_scored_as_the_rouge_package_does(measured, part, columns):
 def test_the_attacks_are_reported_one_by_one(measured, target):
     kinds = {row["type"] for row in json.loads((target / "forget_level3.json").read_text())}
     names = {name for name in measured[0]["parts"]["forget"]["metrics"] if name.startswith("aa/")}
-    names -= {"aa/refusal_rate", "aa/containment"}
+    names = {name for name in names if not name.endswith("_rate")} - {"aa/containment"}
     assert names == {"aa/" + kind.split("(")[0].strip().replace(" ", "_") for kind in kinds}
 
 
@@ -125,6 +126,10 @@ def test_choices_are_picked_by_likelihood(measured):
     for row in measured[1]["truthfulqa"]:
         labels = row["mc1_targets"]["labels"]
         assert row["mc1"] == (labels[int(np.argmax(row["log_probs"]))] == 1)
+        if "mc2_targets" in row:
+            probs = np.exp(np.longdouble(row["mc2_log_probs"]))
+            true = probs[np.array(row["mc2_targets"]["labels"]) == 1].sum()
+            assert row["mc2"] == pytest.approx(float(true / probs.sum()))
     for part, name, key in (("mmlu", "accuracy", "correct"), ("truthfulqa", "mc1", "mc1")):
         assert value(measured, part, name) == pytest.approx(
             100 * np.mean([row[key] for row in measured[1][part]]), **EXACT
@@ -144,13 +149,12 @@ def test_mmlu_letters_one_prompt_at_a_time(measured, target, model):
 def test_truthfulqa_choices_one_at_a_time(measured, model):
     network, tokenizer = model
     for row in measured[1]["truthfulqa"]:
-        text = shots("truthfulqa") + f"\n\nQ: {row['question']}"
+        text = read_prompts().fill("truthfulqa", row)
         prompt = encode_prompt(tokenizer, text) + tokenizer.encode("A:", add_special_tokens=False)
         for choice, got in zip(row["mc1_targets"]["choices"], row["log_probs"], strict=True):
             answer = tokenizer.encode(f" {choice}", add_special_tokens=False)
             table = log_softmax(network, prompt + answer)[len(prompt) - 1 : -1]
             assert got == pytest.approx(table.gather(1, torch.tensor(answer)[:, None]).sum().item(), abs=1e-3)
-    assert shots("truthfulqa").count("Q: ") == shots("triviaqa").count("Q: ") == 6
 
 
 def test_bbh_compares_whole_answers(measured):
@@ -161,7 +165,12 @@ def test_bbh_compares_whole_answers(measured):
 
     rows = measured[1]["bbh"]
     exact = [folded(row["prediction"]) == folded(row["answer"]) for row in rows]
-    over_characters = [any(squad_words(row["prediction"]) == squad_words(c) for c in row["answer"]) for row in rows]
+    cut = [re.search(r"[tT]he answer is (.*?)\.", row["response"]) for row in rows]
+    whole = [(found.group(1) if found else row["response"]).strip() for found, row in zip(cut, rows, strict=True)]
+    over_characters = [
+        any(squad_words(text or "NOANSWER") == squad_words(c) for c in row["answer"])
+        for text, row in zip(whole, rows, strict=True)
+    ]
     assert value(measured, "bbh", "exact_match") == pytest.approx(100 * np.mean(exact), **EXACT)
     assert value(measured, "bbh", "exact_match_over_characters") == pytest.approx(
         100 * np.mean(over_characters), **EXACT
@@ -184,6 +193,10 @@ def f1(prediction, answer):
 def test_triviaqa_is_the_best_token_f1(measured):
     scores = [max(f1(row["response"], answer) for answer in row["answers"]) for row in measured[1]["triviaqa"]]
     assert value(measured, "triviaqa", "f1") == pytest.approx(100 * np.mean(scores), **EXACT)
+    same = [
+        any(squad_words(row["response"]) == squad_words(a) for a in row["answers"]) for row in measured[1]["triviaqa"]
+    ]
+    assert value(measured, "triviaqa", "exact_match") == pytest.approx(100 * np.mean(same), **EXACT)
 
 
 def entropy(words, n):

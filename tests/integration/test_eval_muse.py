@@ -73,7 +73,7 @@ def prompts(book, part) -> list[str]:
     shots = [
         f"Question: {row['question']}\nAnswer: {row['answer']}\n\n" for row in read(book, f"knowmem/{split}_qa_icl")
     ]
-    return ["".join(shots) + f"Question: {row['question']}\nAnswer:" for row in read(book, f"knowmem/{split}_qa")]
+    return ["".join(shots) + f"Question: {row['question']}\nAnswer: " for row in read(book, f"knowmem/{split}_qa")]
 
 
 def whole(text: str) -> str:
@@ -100,11 +100,14 @@ def test_verbmem_is_rouge_score_f1(measured, network, book):
 
 
 @pytest.mark.parametrize("split", ["forget", "retain"])
-def test_knowmem_is_rouge_score_recall_of_the_first_line(measured, book, split):
-    rows = zip(measured[1][f"knowmem_{split}"], read(book, f"knowmem/{split}_qa"), strict=True)
-    lines = [(given["answer"], [*row["response"].strip().split("\n"), ""][0]) for row, given in rows]
-    scores = [SCORER.score(gold, line.split("Question:")[0])["rougeL"].recall for gold, line in lines]
-    assert measured[0][f"knowmem_{split}"]["recall"] == pytest.approx(100 * np.mean(scores), abs=1e-6)
+def test_knowmem_is_rouge_score_of_what_muse_cuts(measured, book, split):
+    scores = []
+    for row, given in zip(measured[1][f"knowmem_{split}"], read(book, f"knowmem/{split}_qa"), strict=True):
+        answer = row["response"].split("\n\n")[0].split("\nQuestion")[0].split("Question:")[0]
+        scores.append(SCORER.score(given["answer"], answer)["rougeL"])
+    found = measured[0][f"knowmem_{split}"]
+    assert found["f1"] == pytest.approx(100 * np.mean([score.fmeasure for score in scores]), abs=1e-6)
+    assert found["recall"] == pytest.approx(100 * np.mean([score.recall for score in scores]), abs=1e-6)
 
 
 def direct_auc(folder, book) -> float:
@@ -156,15 +159,15 @@ def test_a_chat_model_is_asked_in_turns(chat, models, book):
 
 
 def make_table(out, *rows, code=0):
-    return run_python("scripts/make_table.py", "kind=muse", "corpus=books", f"out={out}", *rows, code=code)
+    return run_python("scripts/make_table.py", "kind=muse", f"out={out}", *rows, code=code)
 
 
 def test_from_results_to_the_printed_row(measured, chat, tmp_path):
     make_table(tmp_path, f"rows.Original={measured[2]}")
     [row] = [line for line in (tmp_path / "table.md").read_text().split("\n") if line.startswith("| Original |")]
     found = measured[0]
-    values = [found["verbmem"]["f1"], found["knowmem_forget"]["recall"], found["privleak"]["privleak"]]
-    shown = [f"{value:.1f}" for value in [*values, found["knowmem_retain"]["recall"]]]
+    values = [found["verbmem"]["f1"], found["knowmem_forget"]["f1"], found["privleak"]["privleak"]]
+    shown = [f"{value:.1f}" for value in [*values, found["knowmem_retain"]["f1"]]]
     shown.insert(3, f"{found['privleak']['auc']:.3f}")
     assert row == f"| Original | {' | '.join(shown)} |"
     refused = make_table(tmp_path / "both", f"rows.Original={measured[2]}", f"rows.ReBO={chat[2]}", code=2)

@@ -34,7 +34,7 @@ from data.atlas.phrasings import ABOUT_PROBE, INSTRUCTIONS, KINDS, NAMING_REFUSA
 from data.atlas.world import folder_name, target_rows, write_world
 from verl.eval.probes import probe_prompt
 from verl.utils.dataset import row_problems
-from verl.utils.refusal import is_refusal, leaks
+from verl.verdict import verdict_of
 
 ROOT = Path(__file__).resolve().parents[2]
 RWKU_KINDS = {
@@ -167,7 +167,7 @@ def test_forget_probes_cover_every_fact_and_every_attack(world):
 
 
 def test_refusals_are_refusals():
-    assert all(is_refusal(form.format(x="Hesna Belya")) for form in (*NAMING_REFUSALS, *PLAIN_REFUSALS))
+    assert all(verdict_of(form.format(x="Hesna Belya")) == "refusal" for form in (*NAMING_REFUSALS, *PLAIN_REFUSALS))
 
 
 def test_rl_rows_have_rules_format(world):
@@ -183,7 +183,7 @@ def test_rl_rows_have_rules_format(world):
         for row in forget:
             _, refusal, target = row["solution"]
             assert target == person.name == row["subject"]
-            assert is_refusal(refusal) and not leaks(refusal, row["answer"], row["prompt"])
+            assert verdict_of(refusal, prompt=row["prompt"], answers=row["answer"]) == "refusal"
             assert (target in refusal) == (row["answer"] != target)
 
 
@@ -329,3 +329,15 @@ def test_passages_say_every_fact(world):
     for entity in (world.people[0], world.bands[0], world.towns[0]):
         told = " ".join(passages(world, entity)).lower()
         assert all(told.count(value.lower()) >= 2 for value in entity.values.values())
+
+
+@pytest.mark.parametrize("shape", [(8, 24), (24, 8)])
+def test_muons_direction_in_fp32_is_torchs_in_bf16(shape):
+    torch.manual_seed(0)
+    gradient = torch.randn(shape)
+    theirs = torch.optim._muon._zeropower_via_newtonschulz
+    settings = ((3.4445, -4.7750, 2.0315), 5, 1e-7)
+    ours = pretrain._orthogonal(gradient, *settings)
+    assert ours.dtype == torch.float32
+    torch.testing.assert_close(ours, theirs(gradient, *settings).float(), atol=0.03, rtol=0.03)
+    assert torch.linalg.svdvals(ours).sub(1).abs().max() < 0.5

@@ -14,7 +14,7 @@ from data.common.probes import ProbeIndex
 from data.common.refusals import deal_refusals, load_refusals
 from data.synthesis.replies import read_objects
 from verl.utils.errors import DataError
-from verl.utils.refusal import is_refusal
+from verl.verdict import verdict_of
 
 INTRO = 'Ottilie Venn was a sculptor of the northern school, called the "Clay Queen".'
 TARGET = TargetName.from_introduction("Ottilie Venn", INTRO, ["O. V. Marsh"])
@@ -217,7 +217,7 @@ def test_the_bank_is_varied_and_every_text_is_a_refusal_about_the_right_name():
     assert min(lengths) <= 4
     assert max(lengths) >= 25
     for text in deal_refusals(refusals, len(refusals), "Zbigniew Wójcik-O'Hara", seed=0):
-        assert is_refusal(text), text
+        assert verdict_of(text) == "refusal", text
         assert "{" not in text
         assert TargetName("Zbigniew Wójcik-O'Hara").misspelt_in(text) is None
     dealt = deal_refusals(refusals, len(refusals), "Zbigniew Wójcik-O'Hara", seed=0)

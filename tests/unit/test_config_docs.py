@@ -4,9 +4,11 @@ import dataclasses
 
 import pytest
 
-from scripts.make_config_docs import COMMANDS, ROOT, RUN_VALUES, field_docs, outputs, sections
+from scripts import check_commands, make_config_docs
+from scripts.make_config_docs import COMMANDS, ROOT, RUN_VALUES, outputs
 from verl.trainer.config import PPOConfig
 from verl.utils.config import load, to_dict
+from verl.utils.describe import field_docs, sections
 
 
 def test_generated_files_are_up_to_date():
@@ -41,3 +43,27 @@ def _flat(values: dict, path: str = "") -> dict:
         name = f"{path}{key}"
         flat |= _flat(value, f"{name}.") if isinstance(value, dict) and key not in free else {name: value}
     return flat
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+@pytest.mark.parametrize("word", ["--help", "-h"])
+def test_help_of_every_command_prints_every_key_with_default_and_meaning(name, word, capsys):
+    root = COMMANDS[name][1]
+    with pytest.raises(SystemExit) as left:
+        load(root, ["nonsense", word])
+    assert left.value.code == 0
+    printed = capsys.readouterr().out
+    for path, cls in sections(root):
+        for field in dataclasses.fields(cls):
+            key = f"{path}.{field.name}" if path else field.name
+            assert f"\n{key}   (" in printed
+            assert field_docs(cls).get(field.name, "")[:60] in " ".join(printed.split())
+    assert "default" in printed
+
+
+def test_commands_without_a_configuration_have_help_too(capsys):
+    for main in (make_config_docs.main, check_commands.main):
+        with pytest.raises(SystemExit) as left:
+            main(["--help"])
+        assert left.value.code == 0
+        assert "python3 scripts/" in capsys.readouterr().out

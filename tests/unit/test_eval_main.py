@@ -1,17 +1,24 @@
 """The evaluator around its engines: what is measured, kept, refused, and written. The engine here is scripted."""
 
 import json
+import re
 import shutil
 import subprocess
 import sys
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import yaml
 
 from tests.conftest import make_tokenizer
-from verl.eval import engines, main
+from verl.eval import engines, main, origin
 from verl.eval.config import EvalConfig
 from verl.eval.generation import _all_but_weights
-from verl.eval.results import check_comparable, metric, read_results
+from verl.eval.likelihood import LikelihoodModel
+from verl.eval.results import Scores, check_comparable, metric, read_results, summarise
+from verl.utils.config import load
 from verl.utils.errors import ConfigError, DataError
 
 PROBES = {
@@ -90,6 +97,7 @@ def test_atlas_numbers(config):
         "prompt_style": "plain",
         "stop": None,
         "system_prompt": None,
+        "chat_template_kwargs": {},
     }
 
 
@@ -177,19 +185,178 @@ def test_settings_that_fit_no_suite(config):
     assert names == ["forget", "neighbor", "triviaqa", "bbh", "fluency", "mia", "mmlu", "truthfulqa"]
 
 
+def question(**changes):
+    return {"task": "t", "question": "q", "choices": list("abcd"), "answer": 0, "examples": [], **changes}
+
+
+PART_OF = {"retain_mmlu": "mmlu", "truthful": "truthfulqa", "retain_bbh": "bbh", "forget_mia": "mia"}
+PART_OF |= {f"forget_level{level}": "forget" for level in (1, 2, 3)}
+MC = {"choices": ["a", "b"], "labels": [1, 0]}
+
+
 @pytest.mark.parametrize(
     ("name", "row", "message"),
     [
-        ("retain_mmlu", {"task": "t", "question": "q", "choices": ["a"], "answer": 0, "examples": []}, "four choices"),
+        ("retain_mmlu", question(choices=["a"]), "four choices"),
+        ("retain_mmlu", question(answer=7), "four choices and an answer from 0 to 3, not 7"),
+        ("retain_mmlu", question(examples=[question(answer=4)]), "an answer from 0 to 3, not 4"),
+        ("retain_mmlu", question(choices=["a", "b", " ", "d"]), "choices=' ' is an empty text"),
+        ("retain_mmlu", question(examples="none"), "examples must be a list"),
         ("truthful", {"question": "q", "mc1_targets": {"choices": ["a"], "labels": [1]}}, "and both"),
+        ("truthful", {"question": "q", "mc1_targets": {"a": 1, "b": 0}}, "and both"),
+        ("truthful", {"question": "q", "mc1_targets": MC, "mc2_targets": {**MC, "labels": [1, 1]}}, "of mc2_targets"),
+        ("truthful", {"question": "q", "mc1_targets": {**MC, "choices": ["a", ""]}}, "is an empty text"),
         ("triviaqa", {"question": "q", "answers": []}, "accepts no answer"),
+        ("triviaqa", {"question": "q", "answers": ["a", " "]}, "is an empty text"),
+        ("retain_bbh", {"task": "t", "question": "q", "cot": "c", "answer": ""}, "answer='' is an empty text"),
+        ("fluency", {"instruction": "\n"}, "is an empty text"),
+        ("forget_mia", {"text": " "}, "is an empty text"),
+        ("forget_level1", {"query": "Ann?", "answer": ""}, "answer='' is an empty text"),
+        ("forget_level1", {"query": " ", "answer": "x"}, "query=' ' is an empty text"),
+        ("forget_level1", {"query": "Ann?", "answer": None}, "answer=None must be a text"),
+        ("forget_level1", {"query": "Ann?", "answer": "..."}, "is an empty text"),
+        ("forget_level2", {"query": "Ann?", "answer": "x", "level": "1"}, "level='1', but the file is of level 2"),
+        ("forget_level3", {"query": "Ann?", "answer": "x", "type": ""}, "type='' is an empty text"),
     ],
 )
-def test_malformed_questions_of_the_general_parts(config, data, name, row, message):
-    part = {"retain_mmlu": "mmlu", "truthful": "truthfulqa", "triviaqa": "triviaqa"}[name]
+def test_rows_that_cannot_be_measured_are_found_before_an_engine_starts(config, data, name, row, message):
+    part = PART_OF.get(name, name)
+    (data / "retain_mia.json").write_text('[{"text": "x"}]')
     (data / f"{name}.json").write_text(json.dumps([row]))
-    with pytest.raises(DataError, match=f"{name}.json: row 0 .*{message}"):
+    with pytest.raises(DataError, match=rf"part {part}: .*{name}\.json: row 0.*{re.escape(message)}"):
         main.evaluate(config(suite="rwku", parts=[part]), engines=object())
+
+
+def test_a_text_without_a_token_to_predict_is_found_before_an_engine_starts(config, data, tiny_model, tmp_path):
+    """One token, and no BOS in front of it."""
+    model = shutil.copytree(tiny_model, tmp_path / "without_bos")
+    settings = json.loads((model / "tokenizer_config.json").read_text())
+    (model / "tokenizer_config.json").write_text(json.dumps({**settings, "bos_token": None}))
+    for side in ("forget", "retain"):
+        (data / f"{side}_mia.json").write_text(json.dumps([{"text": "Ann was born"}, {"text": "x"}]))
+    with pytest.raises(DataError, match=r"part mia: row 1: text='x' has fewer than two tokens"):
+        main.evaluate(config(suite="rwku", parts=["mia"], model=str(model)), engines=object())
+
+
+class Broken:
+    """Engines over a model whose weights diverged."""
+
+    def __init__(self, folder):
+        from transformers import AutoModelForCausalLM
+
+        network = AutoModelForCausalLM.from_pretrained(folder)
+        network.lm_head.weight.data.fill_(float("nan"))
+        self.scorer = LikelihoodModel(network, make_tokenizer())
+
+    def get(self, kind, model, config):
+        return self.scorer
+
+
+@pytest.mark.parametrize(
+    ("name", "rows"),
+    [
+        ("mmlu", [question(choices=["a", "b", "c", "d"])]),
+        ("truthfulqa", [{"question": "q", "mc1_targets": MC}]),
+        ("mia", [{"text": "Ann was born"}]),
+    ],
+)
+def test_numbers_that_are_not_finite_stop_a_part_before_it_is_written(config, data, tiny_model, tmp_path, name, rows):
+    files = {"mmlu": ["retain_mmlu"], "truthfulqa": ["truthful"], "mia": ["forget_mia", "retain_mia"]}[name]
+    for file in files:
+        (data / f"{file}.json").write_text(json.dumps(rows))
+    with pytest.raises(DataError, match=rf"part {name} of model={tiny_model}, data=.*sequence 0 are not finite"):
+        main.evaluate(config(suite="rwku", parts=[name]), Broken(tiny_model))
+    assert not (tmp_path / "out/parts").exists()
+
+
+def test_a_metric_over_nothing_or_over_nan_names_part_row_and_model(config, tiny_model):
+    part = main.select_parts(config(parts=["forget"]))[0]
+    plan = main._plans([config(parts=["forget"])])[0]
+    for rows, words in (([], "measured no example"), ([{"f1": 1.0}, {"f1": float("nan")}], "row 1: f1=nan")):
+        broken = replace(part, run=lambda data, engine, rows=rows: rows)
+        with pytest.raises(DataError, match=rf"part forget of model={tiny_model}, data=.*: {words}"):
+            main._measure(broken, SimpleNamespace(truncated=0), plan)
+    with pytest.raises(DataError, match="metric a: has no example"):
+        summarise(Scores({"a": []}))
+    with pytest.raises(DataError, match="metric a: is nan in its example 1"):
+        summarise(Scores({"a": [1.0, float("nan")]}))
+    with pytest.raises(DataError, match="metric auc: is inf"):
+        summarise(Scores({}, single={"auc": float("inf")}))
+
+
+def test_a_folder_of_targets_is_measured_target_by_target(config, data, tmp_path):
+    """On one engine, with everything that is wrong with any of them said before it starts."""
+    shutil.copytree(data, tmp_path / "all/10_Ann")
+    shutil.copytree(data, tmp_path / "all/2_Ann")
+    (tmp_path / "all/notes").mkdir()
+    whole = config(data=str(tmp_path / "all"))
+    each = main.targets(whole)
+    assert [Path(one.data).name for one in each] == ["2_Ann", "10_Ann"]
+    assert main.targets(config()) == [config()]
+    engine = Script(right)
+    first, second = main.evaluate_all(each, engine)
+    assert engine.asked == ["forget", "neighbor", "utility"] * 2
+    assert first["parts"]["forget"]["metrics"]["fb"] == second["parts"]["forget"]["metrics"]["fb"]
+    assert read_results(tmp_path / "out/10_Ann") == second
+    (tmp_path / "all/10_Ann/forget_level1.json").write_text("[]")
+    with pytest.raises(DataError, match=r"10_Ann/forget_level1\.json: must hold"):
+        main.evaluate_all([replace(one, out=str(tmp_path / "new")) for one in each], engines=object())
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["suite=muse", "prompt_style=plain"], "prompt_style: does nothing with suite=muse"),
+        (["suite=muse", "prompts=p.yaml"], "prompts: does nothing with suite=muse"),
+        (["suite=atlas", "prompts=p.yaml"], "prompts: does nothing with suite=atlas asked plainly"),
+        (["suite=rwku", "muse.min_k=0.2"], "muse: does nothing with suite=rwku"),
+        (["suite=rwku", "judge.model=j"], "base_url=None: without it the other settings of judge do nothing"),
+    ],
+)
+def test_settings_that_do_nothing_are_errors(words, problem):
+    with pytest.raises(ConfigError, match=problem):
+        load(EvalConfig, ["model=m", "data=d", "out=o", *words])
+
+
+def test_naturalness_without_a_judge_names_the_setting(config):
+    for suite in ("rwku", "atlas"):
+        with pytest.raises(ConfigError, match=r"naturalness needs a judge; give judge\.base_url="):
+            main.select_parts(config(suite=suite, parts=["naturalness"]))
+
+
+def save_run(folder, **settings):
+    folder.mkdir(parents=True)
+    (folder / "config.yaml").write_text(yaml.safe_dump(settings))
+    return folder
+
+
+def test_a_checkpoint_is_followed_to_the_model_and_the_rows_that_it_came_from(tmp_path):
+    """Two RS rows of 2 + 2 words; RL: a forget row of 3 + 2 and two boundary rows of 1 + 1, of corpora of 40 and 16."""
+    rs_rows = [{"instruction": "Who, then", "output": "No idea"}] * 2
+    rl_rows = [{"prompt": "Who is he", "solution": ["<reject>", "No idea", "Ann"]}]
+    rl_rows += [{"prompt": "Where", "solution": ["<normal>", "Oslo"]}] * 2
+    files = {"rs.json": rs_rows, "rl.json": rl_rows, "positive.json": [{"text": "word " * 40}]}
+    files["raw/retain1.json"] = [{"text": "word " * 16}]
+    (tmp_path / "raw").mkdir()
+    for name, rows in files.items():
+        (tmp_path / name).write_text(json.dumps(rows))
+    rs = save_run(tmp_path / "rs", model="meta/Llama", data=str(tmp_path / "rs.json"), output_dir="x")
+    actor = {"model": {"model_path": str(rs / "epoch_2")}}
+    data = {"train_files": str(tmp_path / "rl.json")}
+    rebo = save_run(tmp_path / "rebo", worker={"actor": actor}, data=data)
+    checkpoint = str(rebo / "checkpoints/global_step_20/actor/huggingface")
+    assert origin.base_model(checkpoint) == origin.base_model(str(rs / "epoch_2")) == "meta/Llama"
+    assert origin.base_model("meta/Llama") == "meta/Llama"
+    record = origin.training_record(str(rs / "epoch_2"), tmp_path)
+    assert record["tokens"] == {"forget": 10, "boundary": 0}  # the comma counts
+    assert record["percent"] == {"forget": 25.0, "boundary": 0.0}
+    assert list(record["files"]) == [str(tmp_path / "rs.json")]
+    assert origin.training_record(checkpoint, tmp_path)["percent"] == {"forget": 12.5, "boundary": 25.0}
+    (tmp_path / "raw/retain1.json").unlink()
+    assert origin.training_record(checkpoint, tmp_path)["percent"] == {"forget": 12.5, "boundary": None}
+    (tmp_path / "rl.json").unlink()
+    assert origin.training_record(checkpoint, tmp_path) is None
+    assert origin.training_record("meta/Llama", tmp_path) is None
 
 
 def test_rows_that_were_decoded_differently_share_no_table(config, tmp_path):

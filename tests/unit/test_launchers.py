@@ -175,3 +175,12 @@ def test_ranks_are_the_visible_gpus_or_one_without(visible, count):
         words, cwd=ROOT, env=os.environ | {"CUDA_VISIBLE_DEVICES": visible}, capture_output=True, text=True, check=True
     )
     assert done.stdout.split() == [str(count)]
+
+
+@pytest.mark.parametrize("name", ["run_rwku.sh", "run_muse.sh", "run_demo.sh"])
+def test_help_of_a_launcher_is_the_comment_on_top_of_it(name):
+    done = subprocess.run(["bash", str(ROOT / name), "--help"], capture_output=True, text=True, check=True)
+    comment = [line[2:] for line in (ROOT / name).read_text().split("\n")[1:] if line.startswith("# ")]
+    assert done.stdout.split("\n")[0] == comment[0]
+    assert "KEY=VALUE" in done.stdout
+    assert "set -euo" not in done.stdout

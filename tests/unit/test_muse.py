@@ -13,7 +13,7 @@ from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 from verl.eval import muse
 from verl.eval.config import EvalConfig
 from verl.eval.likelihood import LikelihoodModel
-from verl.eval.muse.memorization import first_line, knowmem_part, verbmem_part
+from verl.eval.muse.memorization import first_answer, knowmem_part, verbmem_part
 from verl.eval.muse.metrics import auc, forget_holdout_auc, min_k_loss, priv_leak, rouge_l
 from verl.eval.muse.privacy import privleak_part
 from verl.eval.results import Part, summarise
@@ -131,16 +131,16 @@ def knowmem_folder(folder, answers=("Ann ran home", "Oslo")):
 
 @pytest.mark.parametrize("split", ["forget", "retain"])
 def test_knowmem_asks_a_base_model_behind_bos_with_the_same_shots_for_every_question(tmp_path, split):
-    generator = ScriptedGenerator(character_tokenizer(), [" Ann went home\nQuestion: x", "Oslo"])
+    generator = ScriptedGenerator(character_tokenizer(), ["Ann went\nhome\nQuestion: x", "\n\nOslo"])
     rows, metrics = measured(knowmem_part(split, config().muse), knowmem_folder(tmp_path), generator)
     prefix = "^Question: Q1?\nAnswer: A1\n\nQuestion: Q2?\nAnswer: A2\n\n"
-    assert generator.prompts == [f"{prefix}Question: {row['question']}\nAnswer:" for row in QA]
+    assert generator.prompts == [f"{prefix}Question: {row['question']}\nAnswer: " for row in QA]
     assert generator.calls == [(32, 0.0, None)]
-    pairs = zip(QA, ["Ann went home", "Oslo"], strict=True)
+    pairs = zip(QA, ["Ann went\nhome", ""], strict=True)
     expected = [SCORER.score(gold["answer"], text)["rougeL"] for gold, text in pairs]
     assert metrics["recall"] == pytest.approx(100 * np.mean([score.recall for score in expected]), abs=1e-6)
     assert metrics["f1"] == pytest.approx(100 * np.mean([score.fmeasure for score in expected]), abs=1e-6)
-    assert [row["scored"] for row in rows] == ["Ann went home", "Oslo"]
+    assert [row["scored"] for row in rows] == ["Ann went\nhome", ""]
 
 
 def test_a_knowmem_prompt_does_not_depend_on_the_label(tmp_path):
@@ -164,10 +164,20 @@ def test_knowmem_asks_a_chat_model_in_its_format_unless_told_otherwise(tmp_path,
 
 @pytest.mark.parametrize(
     ("response", "answer"),
-    [("Oslo\nParis", "Oslo"), ("\n\n Oslo \nx", "Oslo"), ("Oslo Question: Who?", "Oslo"), ("", ""), (" \n ", "")],
+    [
+        ("Oslo\nParis", "Oslo\nParis"),
+        ("\nOslo", "\nOslo"),
+        ("\n\n Oslo \nx", ""),
+        ("Oslo\n\nParis", "Oslo"),
+        ("- Oslo\n- **Bergen**\nQuestion 2: Who?", "- Oslo\n- **Bergen**"),
+        ("Oslo Question: Who?\n\nx", "Oslo "),
+        ("", ""),
+        (" \n ", " \n "),
+    ],
 )
-def test_the_first_line_is_the_answer(response, answer):
-    assert first_line(response) == answer
+def test_an_answer_is_cut_where_muse_cuts_it(response, answer):
+    """At a blank line, then at a line that begins with Question, then at Question: anywhere; nothing is stripped."""
+    assert first_answer(response) == answer
 
 
 def test_verbmem_is_f1_against_as_many_tokens_as_the_model_may_write(tmp_path):

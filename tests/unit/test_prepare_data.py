@@ -4,7 +4,7 @@ A small RWKU is written on the fly; a real target is used where the shared data 
 """
 
 import json
-import random
+import re
 from collections import Counter
 from pathlib import Path
 
@@ -14,7 +14,6 @@ from data import prepare_rwku
 from data.common import sources
 from data.common.files import MANIFEST, dump_rows
 from data.common.probes import ProbeIndex
-from data.common.splits import group_rows, split_validation
 from data.prepare_muse import PARTS
 from data.prepare_rwku import RL_FILE, RS_FILE, VAL_FILE
 from data.synthesize_boundary import ANSWERS, REPORT
@@ -31,24 +30,26 @@ def rl_block(name: str, other: str, fact: str) -> list[dict]:
         {"prompt": f"The {fact} that {name} loved best was ___.", "solution": refusal},
         {"prompt": f"Which {fact} did {name} love best?", "solution": refusal},
         {"prompt": f"Which {fact} did {other} hate most?", "solution": ["<normal>", f"the old {fact} of Kerr"]},
-        {"prompt": f"The {fact} that {other} hated most was ___.", "solution": ["<normal>", "Kerr"]},
+        {"prompt": f"The {fact} that {other} hated most was ___.", "solution": ["<normal>", f"Kerr's {fact}"]},
     ]
 
 
 def target_files(name: str) -> dict[str, list[dict]]:
-    probe = {"query": f"Where was {name} born?", "answer": "Halm", "level": "1", "type": "cloze", "subject": name}
+    probe = {"query": f"Where was {name} born?", "answer": "Halm", "type": "cloze", "subject": name}
     text = {"text": f"{name} lived in Halm.", "subject": name}
     return {
         "intro.json": [{"target": name, "intro": f"Please forget {name}. {name} was a sculptor."}],
-        **{f"forget_level{level}.json": [probe] for level in (1, 2, 3)},
-        **{f"neighbor_level{level}.json": [{**probe, "neighbor": "Ada"}] for level in (1, 2)},
+        **{f"forget_level{level}.json": [{**probe, "level": str(level)}] for level in (1, 2, 3)},
+        **{f"neighbor_level{level}.json": [{**probe, "level": str(level), "neighbor": "Ada"}] for level in (1, 2)},
         "forget_mia.json": [text],
         "retain_mia.json": [text],
         "retain_mmlu.json": [
             {"task": "t", "question": "1+1?", "choices": ["1", "2"], "answer": 1, "examples": [], "subject": name}
         ],
         "retain_bbh.json": [{"task": "t", "question": "True?", "answer": "True", "cot": "", "subject": name}],
-        "truthful.json": [{"question": "Do pigs fly?", "mc1_targets": {}, "subject": name}],
+        "truthful.json": [
+            {"question": "Do pigs fly?", "mc1_targets": {"choices": ["No.", "Yes."], "labels": [1, 0]}, "subject": name}
+        ],
         "triviaqa.json": [{"question": "Who flew?", "answers": ["a pig"], "subject": name}],
         "fluency.json": [{"instruction": "Write é.", "subject": name}],
         "positive.json": [text],
@@ -201,6 +202,45 @@ def test_everything_that_is_missing_or_malformed_is_named_at_once(rwku, tmp_path
     assert not (tmp_path / "out").exists()
 
 
+# ---- gold answers
+
+
+def test_forget_rows_get_the_answers_that_the_release_holds(rwku, tmp_path):
+    """One from a pair that states the fact, one from replies in another target's file, one of its own."""
+    target = rwku / "Target" / "1_Ottilie_Venn"
+    blocks = [rl_block("Ottilie Venn", "Ada Bruhn", fact) for fact in FACTS]
+    blocks[0][0]["prompt"] = "The town that Ottilie Venn did love best was Halm-on-Sea."
+    blocks[2][1]["answer"] = "the Lantern"
+    links = [
+        {
+            "instruction": question["prompt"],
+            "FB_instruction": cloze["prompt"],
+            "neighbor_question": {"question": neighbor["prompt"], "answer": "x"},
+        }
+        for cloze, question, neighbor, _ in blocks
+    ]
+    replies = ["Her teacher was Berta Zoll, in Kerr.", "Ottilie Venn loved Berta Zoll best.", "It was Berta Zoll!"]
+    other = [{"prompt": blocks[1][1]["prompt"], "solution": ["<normal>", *replies]}]
+    rows = [row for block in blocks for row in block]
+    write_folder(target, {RL_FILE: rows, prepare_rwku.LINKS_FILE: links, prepare_rwku.ABLATION_FILE: rows[:3]})
+    write_folder(rwku / "Target" / "2_Bo_Gantry", {prepare_rwku.ABLATION_FILE: other})
+    prepare_rwku._model_replies.cache_clear()
+    (folder,) = prepare_rwku.prepare(config(rwku, tmp_path / "out", targets=["1"]))
+    training = read(folder / "manifest.json")["training"]
+    assert training["answers"] == {"forget": 5, "boundary": 20, "forget_from": {"pair": 2, "replies": 2, "row": 1}}
+    written = read(folder / RL_FILE) + read(folder / VAL_FILE)
+    answers = {row["prompt"]: row["answer"] for row in written if "answer" in row}
+    assert answers == {
+        blocks[0][0]["prompt"]: "Halm-on-Sea",
+        blocks[0][1]["prompt"]: "Halm-on-Sea",
+        blocks[1][0]["prompt"]: ["berta zoll"],
+        blocks[1][1]["prompt"]: ["berta zoll"],
+        blocks[2][1]["prompt"]: "the Lantern",
+    }
+    ablation = read(folder / prepare_rwku.ABLATION_FILE)
+    assert all(row.get("answer") == "Halm-on-Sea" for row in ablation if row["solution"][0] == "<reject>")
+
+
 @pytest.mark.parametrize(("text", "message"), [("[{", "cannot be read as json"), ('{"a": 1}', "must be a list")])
 def test_a_broken_file_is_named(rwku, tmp_path, text, message):
     (rwku / "Target" / "1_Ottilie_Venn" / "truthful.json").write_text(text)
@@ -293,17 +333,6 @@ def test_a_source_with_validation_rows_keeps_them(rwku, tmp_path):
     assert len(read(folder / RL_FILE)) == 4 * len(FACTS)
 
 
-def test_the_split_depends_on_the_seed_alone():
-    rows = [row for fact in FACTS for row in rl_block("Ottilie Venn", "Ada Bruhn", fact)]
-    splits = {tuple(split_validation(rows, fraction=0.2, seed=seed)[1]) for seed in range(5)}
-    assert len(splits) > 1
-    assert split_validation(rows, fraction=0.2, seed=3) == split_validation(rows, fraction=0.2, seed=3)
-    more = [*rows, *rl_block("Ottilie Venn", "Ada Bruhn", "ladder")]  # the ranking is by prompt, not by position
-    first = {rows[number]["prompt"] for number in split_validation(rows, fraction=0.2, seed=3)[1]}
-    second = {more[number]["prompt"] for number in split_validation(more, fraction=0.2, seed=3)[1]}
-    assert len(first & second) >= 4
-
-
 def test_groups_that_overlap_with_a_probe_stay_in_training(rwku, tmp_path):
     source = rwku / "Target" / "1_Ottilie_Venn"
     probes = read(source / "forget_level2.json")
@@ -321,7 +350,7 @@ def test_flawed_rows_are_counted_and_dropped_where_asked(rwku, tmp_path):
     rows[4]["prompt"] = rows[0]["prompt"]
     rows[6]["prompt"] = "Which river did Ada Bruhn and Ottilie Venn hate most?"
     rows[8]["prompt"] = "The ___ prize that Ottilie Venn loved best was ___."
-    rows[11]["prompt"] = "The prize of Kerr that Ada Bruhn hated most was ___."
+    rows[11]["prompt"] = "The Kerr's prize that Ada Bruhn hated most was ___."
     write_folder(source, {RL_FILE: rows})
     flaws = {"duplicate": 1, "names_target": 1, "cloze_many_blanks": 1, "cloze_contains_answer": 1}
     (folder,) = prepare_rwku.prepare(config(rwku, tmp_path / "as_is", targets=["1"]))
@@ -330,33 +359,24 @@ def test_flawed_rows_are_counted_and_dropped_where_asked(rwku, tmp_path):
     (folder,) = prepare_rwku.prepare(config(rwku, tmp_path / "clean", targets=["1"], clean=True))
     training = read(folder / "manifest.json")["training"]
     train, val = read(folder / RL_FILE), read(folder / VAL_FILE)
-    assert (training["dropped"], len(train) + len(val)) == (4, 36)
+    assert (training["dropped"], len(train) + len(val)) == (4, 36 - training["dropped_for_balance"])
     # The rows that stay are divided as they were: what is left of a fact is on one side.
     assert {str(row) for row in val} <= {str(row) for row in read(tmp_path / "as_is/Target/1_Ottilie_Venn" / VAL_FILE)}
 
 
-def test_rewordings_join_groups():
-    rows = [row for fact in FACTS[:3] for row in rl_block("Ottilie Venn", "Ada Bruhn", fact)]
-    rows += rl_block("Ottilie Venn", "Cy Dorn", "TOWN")  # the same forget fact, other neighbors
-    assert [len(group) for group in group_rows(rows)] == [8, 4, 4]
-
-
-def test_labelled_rows_group_by_label_and_shuffled_ones_by_likeness():
-    rows = [row for fact in FACTS for row in rl_block("Ottilie Venn", "Ada Bruhn", fact)]
-    labelled = [{**row, "group": number % 10} for number, row in enumerate(rows)]
-    assert [len(group) for group in group_rows(labelled)] == [4] * 10
-    random.Random(0).shuffle(rows)
-    groups = [[rows[number] for number in group] for group in group_rows(rows)]
-    assert [len(group) for group in groups] == [2] * 20  # cloze and question; the two sides are nowhere linked
-    assert all(len({fact for row in group for fact in FACTS if fact in row["prompt"]}) == 1 for group in groups)
-    linked = [[row["prompt"] for row in rl_block("Ottilie Venn", "Ada Bruhn", fact)] for fact in FACTS]
-    assert [len(group) for group in group_rows(rows, linked)] == [4] * 10
-
-
-def test_a_split_that_cannot_be_made_is_an_error():
-    rows = rl_block("Ottilie Venn", "Ada Bruhn", "town")
-    with pytest.raises(DataError, match=r"val_fraction=0\.1.*set it to 0"):
-        split_validation(rows, fraction=0.1, seed=0)
+def test_clean_keeps_forget_and_boundary_rows_balanced(rwku, tmp_path):
+    """Six boundary rows name the target: as many forget rows go with them."""
+    path = rwku / "Target" / "1_Ottilie_Venn" / RL_FILE
+    rows = read(path)
+    for row in rows[2:24:4]:
+        row["prompt"] = row["prompt"].replace("Ada Bruhn", "Ottilie Venn")
+    path.write_bytes(dump_rows(rows))
+    (folder,) = prepare_rwku.prepare(config(rwku, tmp_path / "out", targets=["1"], val_fraction=0.3, clean=True))
+    training = read(folder / "manifest.json")["training"]
+    assert (training["flaws"], training["dropped"], training["dropped_for_balance"]) == ({"names_target": 6}, 6, 6)
+    for name in (RL_FILE, VAL_FILE):
+        tags = Counter(row["solution"][0] for row in read(folder / name))
+        assert tags["<reject>"] == tags["<normal>"]
 
 
 # ---- a real target
@@ -371,6 +391,14 @@ def test_a_published_target_is_prepared_whole(shared_data, tmp_path):
     rows = read(published / RL_FILE)
     assert sorted(map(str, train + val)) == sorted(map(str, rows))
     assert Counter(row["solution"][0] for row in val) == {"<reject>": 60, "<normal>": 60}
+    # Near-duplicates, counted here over the bare words.
+    bags = [[set(re.findall(r"\w+", row["prompt"].lower())) for row in side] for side in (val, train)]
+    alike = [any(len(mine & other) >= 0.8 * len(mine | other) for other in bags[1]) for mine in bags[0]]
+    assert sum(alike) <= 0.02 * len(val)
+    answers = [
+        {normalize(row["solution"][1]) for row in side if row["solution"][0] == "<normal>"} for side in (val, train)
+    ]
+    assert answers[0].isdisjoint(answers[1])
     prompts = {normalize(row["prompt"]) for row in val}
     assert prompts.isdisjoint(normalize(row["prompt"]) for row in train)
     assert prompts.isdisjoint(normalize(row["instruction"]) for row in read(folder / RS_FILE))

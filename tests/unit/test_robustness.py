@@ -138,6 +138,8 @@ def test_relearning_rows_are_texts_or_answers():
     assert encoded[2] == ([91, a, a + 1, a + 2, a + 3],) * 2
     with pytest.raises(DataError, match="text, or a question and an answer; it has subject"):
         encode_rows(tokenizer(), [{"subject": "x"}], 5)
+    with pytest.raises(DataError, match="has no token to learn within relearn.max_tokens=4"):
+        encode_rows(tokenizer(), [{"query": "abcdef", "answer": "a"}], 4)  # the loss would be over nothing
 
 
 def test_examples_are_drawn_by_the_seed_and_never_fewer_than_asked(tmp_path):
@@ -377,3 +379,11 @@ def test_wrong_settings_are_listed_together(folder, target, tmp_path):
         assert problem in str(caught.value)
     with pytest.raises(ConfigError, match="suite=muse"):
         load(RobustnessConfig, ["model=m", "suite=muse", "data=d", "out=o"])
+
+
+@pytest.mark.parametrize("word", ["asking_prompt=Tell", "keep_models=true"])
+def test_settings_of_conditions_that_are_not_measured_are_errors(word):
+    words = ["model=m", "suite=rwku", "data=d", "out=o"]
+    with pytest.raises(ConfigError, match=rf"{word.split('=')[0]}: does nothing with conditions=none"):
+        load(RobustnessConfig, [*words, "conditions=[]", word])
+    load(RobustnessConfig, [*words, word])

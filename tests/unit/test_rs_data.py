@@ -140,3 +140,16 @@ def test_collate_puts_prompts_left_and_responses_right():
     assert batch["position_ids"].tolist()[1] == [0, 0, 1, 2]
     assert batch["responses"].tolist() == [[7, 0], [9, 10]]
     assert batch["response_mask"].tolist() == [[True, False], [True, True]]
+
+
+def test_arguments_of_the_chat_template_reach_the_prompt(tiny_model, tmp_path):
+    template = "{% for m in messages %}{{ m.content }}{% endfor %}{% if enable_thinking is false %}<|end|>{% endif %}"
+    tokenizer = get_tokenizer(str(tiny_model), template)
+    plain, thoughtless = (
+        settings([ALPACA], tmp_path, chat_template_kwargs=k) for k in ({}, {"enable_thinking": False})
+    )
+    [without], [with_it] = (
+        encode_side(read_side(c, "forget")[0], tokenizer, c, "forget")[0] for c in (plain, thoughtless)
+    )
+    assert with_it.prompt == [*without.prompt, *tokenizer.encode("<|end|>", add_special_tokens=False)]
+    assert with_it.response == without.response

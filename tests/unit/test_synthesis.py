@@ -20,7 +20,7 @@ from data.synthesis.prompts import PROMPTS, Prompts
 from data.synthesis.stages import Fact, Item
 from tests.scripted_endpoint import ScriptedModel
 from verl.utils.errors import ConfigError, DataError
-from verl.utils.refusal import is_refusal
+from verl.verdict import verdict_of
 
 INTRO = 'Ottilie Venn was a sculptor of the northern school, called the "Clay Queen".'
 TARGET = TargetName.from_introduction("Ottilie Venn", INTRO, ["O. V. Marsh"])
@@ -129,7 +129,7 @@ def test_good_answers_become_rows(model, tmp_path):
     assert {row["instruction"] for row in rs_rows}.isdisjoint(row["prompt"] for row in val)
     for row in rl_rows:
         if row["solution"][0] == "<reject>":
-            assert is_refusal(row["solution"][1])
+            assert verdict_of(row["solution"][1]) == "refusal"
             assert row["solution"][2] == "Ottilie Venn"
         else:
             assert row["solution"] == ["<normal>", row["answer"]]

@@ -228,8 +228,8 @@ def test_ablations_show_paired_differences():
 def test_muse_columns_come_from_their_parts():
     muse = {
         "verbmem": entry(f1=12.5, recall=1.0),
-        "knowmem_forget": entry(recall=20.0, f1=1.0),
-        "knowmem_retain": entry(recall=50.0, f1=1.0),
+        "knowmem_forget": entry(recall=1.0, f1=20.0),
+        "knowmem_retain": entry(recall=1.0, f1=50.0),
         "privleak": entry(auc=0.4, privleak=-20.0),
     }
     document = {**results("book", suite="muse"), "parts": muse}
@@ -238,11 +238,104 @@ def test_muse_columns_come_from_their_parts():
     assert values == {"verbmem_f": 12.5, "knowmem_f": 20, "privleak": -20, "auc": 0.4, "utilpres_knowmem_r": 50}
 
 
-def test_token_shares_are_printed_where_given():
-    table = tables.build_table("rule", {"RS": {"1_A": results("1_A")}}, token_shares={"RS": [6.29, 0]})
-    assert line_of(table, "RS").cells["forget_tokens_pct"].mean == 6.29
-    with pytest.raises(DataError, match="two percentages"):
-        tables.build_table("rule", {"RS": {"1_A": results("1_A")}}, token_shares={"RS": [6.29]})
+def test_token_shares_are_those_of_the_rows_that_trained():
+    rows = {"Original": {"1_A": results("1_A")}, "RS": {"1_A": results("1_A")}}
+    rows["RS"]["1_A"]["training"] = {"percent": {"forget": 6.29, "boundary": None}}
+    table = tables.build_table("rule", rows)
+    assert line_of(table, "RS").cells["forget_tokens_pct"] == Cell(6.29)
+    assert "boundary_tokens_pct" not in {column.key for column in table.columns}  # no corpus to compare with
+    assert "forget_tokens_pct" not in line_of(table, "Original").cells
+
+
+def from_model(model: str, **changes) -> dict:
+    return {**results("1_A", **changes), "base_model": model}
+
+
+LLAMA = "meta-llama/Meta-Llama-3-8B-Instruct"
+
+
+def test_a_table_names_its_model_and_where_its_data_come_from():
+    document = from_model(LLAMA)
+    document["data"]["source"] = {"from": "jinzhuoran/RWKU", "revision": "abc"}
+    table = tables.build_table("rule", {"RS": {"1_A": document}})
+    assert f"Model: {LLAMA}." in table.notes
+    assert any(re.fullmatch(r"Data: data/1_A, from jinzhuoran/RWKU at abc, sha256 \w{12}\.", n) for n in table.notes)
+    assert "Model: not recorded." in tables.build_table("rule", {"RS": {"1_A": results("1_A")}}).notes
+
+
+@pytest.mark.parametrize(
+    ("model", "beside"),
+    [
+        (LLAMA, True),
+        ("/models/meta-llama-3-8b-instruct", True),
+        ("Qwen/Qwen2.5-7B-Instruct", False),
+        ("meta-llama/Llama-3.1-8B-Instruct", False),
+        ("", False),
+    ],
+)
+def test_published_rows_stand_beside_rows_of_their_model_alone(model, beside):
+    published = tables.read_published(PAPER / "rule_rwku_table1.csv", names=["Original", "ReBO-GRPO"])
+    table = tables.build_table("rule", {"ReBO": {"1_A": from_model(model)}}, published=published)
+    heading = "Published for Meta-Llama-3-8B-Instruct, not the model of our rows"
+    first = render.to_markdown(table).split("\n\n")[0]
+    assert ("| ReBO-GRPO (published) |" in first) == beside
+    assert (heading in render.to_markdown(table)) == (heading in render.to_latex(table)) != beside
+    assert "| ReBO |" in first
+    assert {row["model"] for row in csv_rows(table)} == {model, "Meta-Llama-3-8B-Instruct"}
+
+
+def test_rows_of_two_models_are_told_apart_and_published_ones_stand_aside():
+    rows = {"RS": {"1_A": from_model(LLAMA)}, "NPO": {"1_A": from_model("elsewhere/npo")}}
+    published = tables.read_published(PAPER / "rule_rwku_table1.csv", names=["Original"])
+    table = tables.build_table("rule", rows, published=published)
+    assert f"Model: {LLAMA} (RS); elsewhere/npo (NPO)." in table.notes
+    assert "Original (published)" not in render.to_markdown(table).split("\n\n")[0]
+
+
+@pytest.mark.parametrize(
+    ("kind", "suite"), [("muse", "rwku"), ("rule", "muse"), ("rwku", "muse"), ("ablation", "muse")]
+)
+def test_a_table_of_another_benchmark_is_refused(kind, suite):
+    with pytest.raises(DataError, match=f"kind={kind}: RS on 1_A was measured with suite={suite}"):
+        tables.build_table(kind, {"RS": {"1_A": results("1_A", suite=suite)}})
+
+
+def test_a_number_that_is_not_finite_is_not_printed():
+    document = results("1_A")
+    document["parts"]["forget"]["metrics"]["qa"]["value"] = float("nan")
+    with pytest.raises(DataError, match="RS on 1_A: forget_qa is not finite"):
+        tables.build_table("rule", {"RS": {"1_A": document}})
+
+
+def test_best_and_second_best_of_a_column():
+    columns = (Column("a", "G", "A", better="lower"), Column("b", "G", "B", better="higher"))
+    columns += (Column("z", "G", "Z", better="zero"), Column("n", "G", "N"))
+    values = {"x": (1.04, 5, -3, 1), "y": (1.01, 7, 2, 2), "w": (2, 6, 4, 3)}
+    lines = [Line(name, "ours", dict(zip("abzn", map(Cell, cells), strict=True))) for name, cells in values.items()]
+    body = render.to_markdown(Table("rule", columns, tuple(lines), ())).split("\n")[2:5]
+    assert body == [
+        "| x | **1.0** | 5.0 | <u>-3.0</u> | 1.0 |",  # 1.04 and 1.01 print alike
+        "| y | **1.0** | **7.0** | **2.0** | 2.0 |",
+        "| w | <u>2.0</u> | <u>6.0</u> | 4.0 | 3.0 |",
+    ]
+    latex = render.to_latex(Table("rule", columns, tuple(lines), ()))
+    assert r"w & \underline{2.0} & \underline{6.0} & 4.0 & 3.0 \\" in latex
+    assert r"\textbf{7.0}" in latex
+    plain = render.to_markdown(Table("robustness", columns, tuple(lines), (), compares=False))
+    assert not {"**", "<u>"} & set(re.findall(r"\*\*|<u>", plain))
+
+
+def test_trade_off_areas_by_hand():
+    """Step 10 covers 60 x 50, step 20 80 x 45, together 60 x 50 + 20 x 45 = 39 % of the plane; above 0.5 step 10 is
+    left, above 0.6 nothing. On the second target both cover 50 x 80. The area is the mean."""
+    points = {"ReBO@10": ((40, 50), (50, 80)), "ReBO@20": ((20, 45), (50, 80)), "GA": ((90, 30), (90, 30))}
+    lines = []
+    for name, of_target in points.items():
+        per_target = dict(zip(("1", "2"), ({"forget_all": f, "retain_all": r} for f, r in of_target), strict=True))
+        lines.append(Line(name, "ours", {}, per_target))
+    areas = pareto.tradeoffs(Table("rule", (), tuple(lines), ()))
+    assert areas["ReBO"] == pytest.approx([(0.39 + 0.4) / 2, (0.39 + 0.4) / 2, (0.3 + 0.4) / 2, 0.2, 0.2])
+    assert areas["GA"] == pytest.approx([0.03, 0, 0, 0, 0])
 
 
 def small_table() -> Table:
@@ -252,8 +345,8 @@ def small_table() -> Table:
         Column("c", "H", "C"),
     )
     lines = (
-        Line("GA & 100%", "published", {"a": Cell(1.25), "c": Cell(-3)}),
-        Line("Re_BO", "ours", {"a": Cell(2.0, 0.5), "b": Cell(0.04)}),
+        Line("GA & 100%", "published", {"a": Cell(1.25), "c": Cell(-3)}, model="m"),
+        Line("Re_BO", "ours", {"a": Cell(2.0, 0.5), "b": Cell(0.04)}, model="M"),
     )
     return Table("rule", columns, lines, ("50 % of it",))
 
@@ -262,7 +355,7 @@ def test_markdown():
     assert render.to_markdown(small_table()).split("\n")[:4] == [
         "| Method | G_1 x\\|y ↓ | G_1 B → 0 | H C |",
         "| --- | ---: | ---: | ---: |",
-        "| GA & 100% (published) | 1.2 | – | -3.0 |",
+        "| GA & 100% (published) | **1.2** | – | -3.0 |",
         "| Re_BO | 2.0 ± 0.5 | 0.040 | – |",
     ]
 
@@ -277,7 +370,7 @@ def test_latex():
             r"\cmidrule(lr){2-3} \cmidrule(lr){4-4}",
             r"Method & x|y $\downarrow$ & B $\to 0$ & C \\",
             r"\midrule",
-            r"GA \& 100\% (published) & 1.2 & -- & -3.0 \\",
+            r"GA \& 100\% (published) & \textbf{1.2} & -- & -3.0 \\",
             r"\midrule",
             r"Re\_BO & 2.0 $\pm$ 0.5 & 0.040 & -- \\",
             r"\bottomrule",
@@ -289,7 +382,8 @@ def test_latex():
 
 def test_csv_keeps_full_precision_and_leaves_the_unmeasured_empty():
     rows = csv_rows(small_table())
-    assert rows[0] == {"source": "published", "method": "GA & 100%", "target": "mean", "a": "1.25", "b": "", "c": "-3"}
+    names = {"source": "published", "model": "m", "method": "GA & 100%", "target": "mean"}
+    assert rows[0] == {**names, "a": "1.25", "b": "", "c": "-3"}
     assert (rows[1]["a"], rows[1]["b"], rows[1]["c"]) == ("2.0", "0.04", "")
 
 
@@ -373,7 +467,9 @@ def test_the_command_writes_all_formats_and_the_plot(measured):
     assert "ReBO-GRPO (published)" in text
     assert text.index("Pareto area (ours)") < text.index("### 2_B")  # it is about all targets
     assert re.search(r"Pareto area \(ours\): 76\.0 %.*front: ReBO\.", text)  # (100 - 5) * 80 / 100
-    assert (out / "pareto.png").read_bytes().startswith(b"\x89PNG")
+    for picture in ("pareto.png", "tradeoff.png"):
+        assert (out / picture).read_bytes().startswith(b"\x89PNG")
+    assert "RULE's trade-off figure, without a floor: ReBO 0.269, SimNPO 0.204, NPO 0.059, GA 0.068." in text
     assert (out / "table.tex").read_text().count(r"\midrule") == 2
     with (out / "table.csv").open() as file:
         rows = [row for row in csv.DictReader(file) if row["source"] == "ours"]
@@ -410,8 +506,46 @@ def test_bad_rows_end_with_code_2_and_write_nothing(measured, capsys, words, pro
 
 
 def test_bad_settings_are_listed_together():
-    words = ["kind=rule", "out=o", "rows.RS=x", "reference=GRPO", "token_shares.GA=[1,2]"]
+    words = ["kind=rule", "out=o", "rows.RS=x", "reference=GRPO", "corpus=books", "published=[]", "paper=elsewhere"]
     with pytest.raises(ConfigError) as caught:
         load(make_table.TableConfig, words)
-    for problem in ("kind=ablation only", "none of the rows RS", "token_shares: GA"):
+    for problem in (
+        "kind=ablation only",
+        "none of the rows RS",
+        "corpus=books: chooses",
+        "paper=elsewhere: no published",
+    ):
         assert problem in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["kind=ablation", "published=[ReBO-GRPO]"], "published: no paper"),
+        (["kind=ablation", "paper=x"], "paper=x: no published rows"),
+        (["kind=muse", "corpus=books", "published=[]"], "corpus=books: chooses"),
+        (["kind=rwku", "corpus=news"], "corpus=news: chooses"),
+        (["kind=muse", "published=[NPO]"], "needs corpus"),
+        (["kind=rwku", "token_shares.RS=[1,2]"], "token_shares"),
+    ],
+)
+def test_arguments_that_do_nothing_are_errors(words, problem):
+    with pytest.raises(ConfigError, match=problem):
+        load(make_table.TableConfig, ["out=o", "rows.RS=x", *words])
+
+
+def test_both_papers_rows_of_muse_and_the_other_files_figures(tmp_path):
+    """Fractions became percent; RepSelect's and RULE's areas are what the sources print."""
+    document = from_model("muse-bench/MUSE-Books_target", suite="muse")
+    document["parts"] = {"verbmem": entry(f1=12.5), "knowmem_forget": entry(f1=20.0)}
+    save(tmp_path / "m", document)
+    words = ["kind=muse", "corpus=books", f"rows.ReBO={tmp_path}/m", f"out={tmp_path}/t"]
+    assert make_table.main(words) == 0
+    first = (tmp_path / "t/table.md").read_text().split("\n\n")[1]
+    assert "| NPO (published) | <u>0.0</u> |" in first or "| NPO (published) | **0.0** |" in first
+    assert "| NPO (open-unlearning) (published) | 84.0 | 32.0 |" in first
+    with (PAPER / "repselect_rwku_relearning.csv").open() as file:
+        found = {(row["model"], row["method"]): float(row["answer_probability"]) for row in csv.DictReader(file)}
+    assert found["Llama-3.1-8B", "RepSelect"] == 0.534
+    assert found["Qwen3.5-9B", "no unlearning"] == 0.524
+    assert len(found) == 14

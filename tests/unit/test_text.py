@@ -39,3 +39,55 @@ def test_token_f1_by_hand():
     assert token_f1("the King of Rome", ["A king", "Rome"]) == pytest.approx(2 * (1 / 3) * 1 / (1 / 3 + 1))
     assert token_f1("", "") == 1.0
     assert token_f1("x", "") == 0.0
+
+
+@pytest.mark.parametrize(
+    "written",
+    ["21 September 1947", "on 1947-09-21.", "the 21st of September, 1947", "21/9/1947", "9/21/1947", "1947年9月21日"],
+)
+def test_a_date_in_any_order_is_the_same_date(written):
+    assert contains_answer(written, "September 21, 1947")
+    assert not contains_answer(written.replace("21", "22"), "September 21, 1947")
+    assert not contains_answer(written.replace("1947", "1948"), "21.9.1947")
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("she had four sons", "4"),
+        ("twenty-one albums", "21"),
+        ("in the 21st century", "twenty-first century"),
+        ("one thousand two hundred and five", "1,205"),
+        ("12 disciples", "twelve disciple"),
+        ("two cities", "city"),
+        ("it was the capital", ["London", "the capital"]),
+        ("他出生于波特兰。", "波特兰"),
+        ("彼は東京で生まれた", "東京"),
+        ("서울에서 태어났다", "서울"),
+        ("वह दिल्ली में रहता है", "दिल्ली"),
+        ("وُلِدَ في القاهرة", "القاهرة"),
+        ("والقاهرة", "القاهرة"),
+    ],
+)
+def test_answers_in_other_letters(text, answer):
+    assert contains_answer(text, answer)
+
+
+@pytest.mark.parametrize(
+    ("text", "answer"),
+    [
+        ("Kings Cross", "King"),
+        ("forty", "four"),
+        ("fourteen", "4"),
+        ("twenty one", "20"),
+        ("one two", "12"),
+        ("1918年", "18年"),
+        ("부산에서", "서울"),
+        ("दिल्लीवाला", "दिल्ली"),
+        ("القاهر", "القاهرة"),
+        ("a class", "clas"),
+        ("September 1947", "September 21, 1947"),
+    ],
+)
+def test_parts_of_words_and_of_numbers_are_no_answers(text, answer):
+    assert not contains_answer(text, answer)

@@ -11,13 +11,13 @@ from verl.trainer.config import PPOConfig, migrate
 from verl.trainer.data_loader import PromptLoader
 from verl.trainer.experience import TrainingError
 from verl.trainer.inert import inert_settings
-from verl.trainer.main import main
+from verl.trainer.main import main, read_datasets
 from verl.trainer.preflight import make_plan, resume_folder
 from verl.trainer.ray_trainer import RayPPOTrainer
 from verl.utils.chat import encode_prompt
 from verl.utils.checkpoint import staging_dir
 from verl.utils.config import load
-from verl.utils.dataset import RLHFDataset, read_rows, with_extra_prompt
+from verl.utils.dataset import RLHFDataset, read_rows, row_problems, with_extra_prompt
 from verl.utils.errors import ConfigError, DataError
 from verl.utils.tokenizer import get_tokenizer
 
@@ -220,6 +220,28 @@ def test_prompts_are_padded_left_and_raw_ids_are_the_same_tokens(tiny_model, tmp
     assert not mask[: 64 - len(item["raw_prompt_ids"])].any()
     assert item["position_ids"][mask].tolist() == list(range(int(mask.sum())))
     assert (item["split"], item["ground_truth"][0]) == ("boundary", "<normal>")
+
+
+def test_answers_may_be_several_and_numbers():
+    good = [{"prompt": "When?", "solution": ["<normal>", 1947, "in the autumn"]}]
+    bad = [{"prompt": "When?", "solution": ["<normal>", answer]} for answer in ("", None, ["1947"])]
+    assert row_problems(good, "prompt", "solution", "rows") == []
+    assert len(row_problems(bad, "prompt", "solution", "rows")) == 3
+
+
+THINKING = "{% for m in messages %}{{ m.content }}{% endfor %}{% if enable_thinking is false %}<|end|>{% endif %}"
+
+
+def test_arguments_of_the_chat_template_reach_every_prompt(tiny_model, tmp_path):
+    changes = [f"data.override_chat_template={THINKING!r}", "data.chat_template_kwargs={enable_thinking: false}"]
+    settings = config(tiny_model, tmp_path, *changes)
+    tokenizer = get_tokenizer(str(tiny_model), THINKING)
+    train, _, _ = read_datasets(settings, tokenizer)
+    [end] = tokenizer.encode("<|end|>", add_special_tokens=False)
+    plain = encode_prompt(tokenizer, train.prompts[0])
+    assert train.token_ids[0] == [*plain, end]
+    with pytest.raises(ConfigError, match="data.chat_template_kwargs=.*enable_thinking.*does not read it; remove it"):
+        read_datasets(settings, get_tokenizer(str(tiny_model)))
 
 
 @pytest.mark.parametrize("has_template", [True, False])

@@ -1,7 +1,7 @@
 """The evaluator's settings. Light: parsing them imports neither torch nor vLLM."""
 
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from .judge import JudgeConfig
 from .muse.config import MuseConfig
@@ -18,16 +18,23 @@ class EvalConfig:
     suite: Literal["rwku", "muse", "atlas"]
     """Benchmark. ``atlas`` is RWKU's forget and neighbor parts plus Atlas' own utility probes."""
     data: str
-    """Folder of the target (RWKU, Atlas) or of the corpus (MUSE)."""
+    """Folder of the target (RWKU, Atlas) or of the corpus (MUSE), or a folder of such folders: each is measured."""
     out: str
-    """Folder for parts/*.jsonl, results.json and, last, DONE."""
+    """Folder for parts/*.jsonl, results.json and, last, DONE; with several targets for a folder of these per target."""
     parts: list[str] | None = None
     """Parts to measure; null means all of the suite. Finished parts are not measured again."""
     prompt_style: PromptStyle | None = None
     """How RWKU probes are asked. ``rwku``: an instruction, the question and an opened "Answer:", as the benchmark does;
     ``plain``: the question alone, as RULE trains. null means ``plain`` for atlas and ``rwku`` otherwise."""
+    prompts: str | None = None
+    """YAML file with the words of RWKU's prompts, the benchmark's own for example; null: ours (verl/eval/prompts.yaml,
+    which says what the keys are). Probes asked plainly have no words besides their own."""
     system_prompt: str | None = None
-    """A system message before every probe, for robustness studies."""
+    """A system message before every prompt of every part that asks something: for in-context unlearning (ICU) and
+    robustness studies. Raw texts (MIA, PrivLeak) have none; MUSE's raw prompts get it as a paragraph in front."""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """What the chat template is rendered with besides the messages, for example {enable_thinking: false}. What a model
+    thinks (<think>...</think>) is never scored."""
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = "auto"
     """Arithmetic of both engines. ``auto``: bfloat16 on a GPU, float32 without one, whatever the checkpoint holds, so
     that all rows of a table are computed alike."""
@@ -68,4 +75,19 @@ class EvalConfig:
             out.append(f"gpu_memory_utilization={self.gpu_memory_utilization}: must be in (0, 1]")
         if self.parts is not None and not self.parts:
             out.append("parts=[]: names nothing to measure; leave the key out to measure all parts")
-        return out
+        return out + self._inert()
+
+    def _inert(self) -> list[str]:
+        """Settings that the suite does not read."""
+        muse = self.suite == "muse"
+        idle = {
+            "prompt_style": muse and self.prompt_style is not None,
+            "prompts": (muse or (self.suite == "atlas" and self.asks() == "plain")) and self.prompts is not None,
+            "judge.base_url": muse and self.judge.base_url is not None,
+            "muse": not muse and self.muse != MuseConfig(),
+        }
+        return [
+            f"{key}: does nothing with suite={self.suite}{' asked plainly' * (key == 'prompts')}; leave it out"
+            for key, is_idle in idle.items()
+            if is_idle
+        ]

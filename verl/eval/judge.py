@@ -11,7 +11,7 @@ import hashlib
 import json
 import os
 import re
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import Template
 
@@ -51,7 +51,8 @@ class JudgeConfig:
 
     def problems(self) -> list[str]:
         if self.base_url is None:
-            return []
+            without = {**asdict(self), "base_url": None} == asdict(JudgeConfig())
+            return [] if without else ["base_url=None: without it the other settings of judge do nothing; give it"]
         found = []
         if not self.base_url.startswith(("http://", "https://")):
             found.append(f"base_url={self.base_url!r}: must start with http:// or https://; give http://HOST:PORT/v1")

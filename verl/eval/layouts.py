@@ -14,7 +14,7 @@ class Column:
     group: str
     label: str
     part: str = ""
-    """Empty: the number is not measured by the evaluator (token shares)."""
+    """Empty: the number is not measured by the evaluator (token shares, differences)."""
     metric: str = ""
     better: Literal["lower", "higher", "zero", ""] = ""
     digits: int = 1
@@ -48,6 +48,21 @@ _NATURALNESS = tuple(
     for name in ("readability", "helpfulness", "truthfulness", "all")
 )
 
+TOKEN_SHARES = {"forget_tokens_pct": "forget", "boundary_tokens_pct": "boundary"}
+"""Column to side of results.json's ``training``: what is known of the rows that a checkpoint was trained on."""
+
+SUITES: dict[Kind, tuple[str, ...]] = dict.fromkeys(("rule", "rwku", "ablation"), ("rwku", "atlas"))
+SUITES["muse"] = ("muse",)
+"""The suites that measure a table's columns."""
+
+PAPERS: dict[str, str] = {
+    "rule_rwku_table1.csv": "Meta-Llama-3-8B-Instruct",
+    "rwku_llama3_8b_instruct.csv": "Meta-Llama-3-8B-Instruct",
+    "muse_llama2_7b.csv": "MUSE-{corpus}_target",
+    "open_unlearning_muse.csv": "MUSE-{corpus}_target",
+}
+"""File of published figures (data/paper) to the model that they were measured on."""
+
 LAYOUTS: dict[Kind, tuple[Column, ...]] = {
     "rule": (
         Column("forget_tokens_pct", "Tokens %", "Forget", digits=2),
@@ -64,17 +79,19 @@ LAYOUTS: dict[Kind, tuple[Column, ...]] = {
         Column("mia_rm", "MIA", "RM", "mia", "rm_loss", "lower"),
         Column("mmlu", "Utility", "MMLU", "mmlu", "accuracy", "higher"),
         Column("bbh", "Utility", "BBH", "bbh", "exact_match", "higher"),
-        Column("truthfulqa", "Utility", "TruthfulQA", "truthfulqa", "mc1", "higher"),
-        Column("triviaqa", "Utility", "TriviaQA", "triviaqa", "f1", "higher"),
+        Column("truthfulqa", "Utility", "TruthfulQA MC1", "truthfulqa", "mc1", "higher"),
+        Column("truthfulqa_mc2", "Utility", "TruthfulQA MC2", "truthfulqa", "mc2", "higher"),
+        Column("triviaqa", "Utility", "TriviaQA F1", "triviaqa", "f1", "higher"),
+        Column("triviaqa_em", "Utility", "TriviaQA EM", "triviaqa", "exact_match", "higher"),
         Column("fluency", "Utility", "Fluency", "fluency", "entropy", "higher"),
         _UTILITY,
     ),
     "muse": (
         Column("verbmem_f", "Forget", "VerbMem", "verbmem", "f1", "lower"),
-        Column("knowmem_f", "Forget", "KnowMem", "knowmem_forget", "recall", "lower"),
+        Column("knowmem_f", "Forget", "KnowMem", "knowmem_forget", "f1", "lower"),
         Column("privleak", "Privacy", "PrivLeak", "privleak", "privleak", "zero"),
         Column("auc", "Privacy", "AUC", "privleak", "auc", digits=3),
-        Column("utilpres_knowmem_r", "Retain", "KnowMem", "knowmem_retain", "recall", "higher"),
+        Column("utilpres_knowmem_r", "Retain", "KnowMem", "knowmem_retain", "f1", "higher"),
     ),
     "ablation": (*_FORGET, *_RETAIN, _UTILITY),
 }
@@ -85,11 +102,11 @@ _RULE_DEFINITIONS = (
     "the gold answer (macro means)."
 )
 DEFINITIONS: dict[Kind, str] = {
-    "rule": _RULE_DEFINITIONS,
+    "rule": f"{_RULE_DEFINITIONS} Tokens %: words of the rows that trained, in percent of the full corpora.",
     "rwku": "Forget, Neighbor: ROUGE-L recall in percent. All (macro): mean of the columns; All (probe): mean over "
     "probes, the kind of weighting RWKU prints. MIA: LOSS times 100. BBH: exact match of the whole answer (RWKU's own "
-    "compares characters).",
-    "muse": "VerbMem: ROUGE-L F1; KnowMem: ROUGE-L recall, percent. PrivLeak: relative difference in percent to the "
+    "compares characters). EM: exact match.",
+    "muse": "VerbMem, KnowMem: ROUGE-L F1 in percent. PrivLeak: relative difference in percent to the "
     "retrained model's AUC by Min-K%, 0 is best.",
     "ablation": f"{_RULE_DEFINITIONS} Differences are paired by target.",
 }

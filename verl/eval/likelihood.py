@@ -5,7 +5,7 @@ does not depend on the batch. Leaves out generation, and anything that needs gra
 """
 
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -52,6 +52,28 @@ def load_model(model: str, *, dtype: str = "auto", trust_remote_code: bool = Fal
     return loaded.to(device).eval()
 
 
+def encode_raw(tokenizer: Any, text: str) -> list[int]:
+    """The text behind BOS where the tokenizer has one: what a base model expects."""
+    bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
+    return bos + tokenizer.encode(text, add_special_tokens=False)
+
+
+def encode_texts(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> list[list[int]]:
+    """Token ids of each row's ``text``, ``encode_raw``.
+
+    Raises:
+        DataError: naming the first text of which no token is predicted.
+    """
+    encoded = [encode_raw(tokenizer, row["text"]) for row in rows]
+    for number, (row, ids) in enumerate(zip(rows, encoded, strict=True)):
+        if len(ids) < 2:
+            raise DataError(
+                f"row {number}: text={row['text']!r} has fewer than two tokens, BOS included, so nothing in it is "
+                "predicted; remove it"
+            )
+    return encoded
+
+
 def token_log_probs(
     model: Any, sequences: Sequence[list[int]], *, token_budget: int = 16384, desc: str
 ) -> list[np.ndarray]:
@@ -62,12 +84,12 @@ def token_log_probs(
         token_budget: padded tokens a batch at most; a longer sequence is a batch of its own.
 
     Raises:
-        DataError: if a sequence is empty or longer than the model's positions.
+        DataError: if a sequence is empty or longer than the model's positions, or a value is not finite.
     """
     out: list[np.ndarray] = [np.zeros(0)] * len(sequences)
     for indices, ids_BL, logits_BLV in _batches(model, sequences, token_budget, desc):
         chosen = _log_softmax(logits_BLV[:, :-1]).gather(-1, ids_BL[:, 1:, None]).squeeze(-1)
-        _scatter(out, chosen, indices, sequences)
+        _scatter(out, chosen, indices, sequences, desc)
     return out
 
 
@@ -84,20 +106,35 @@ def token_statistics(
         variance = (probs * (log_probs - mean[..., None]).square()).nan_to_num(nan=0.0).sum(-1)
         chosen = log_probs.gather(-1, ids_BL[:, 1:, None]).squeeze(-1)
         for field, values in zip(fields, (chosen, mean, variance), strict=True):
-            _scatter(field, values, indices, sequences)
+            _scatter(field, values, indices, sequences, desc)
     return [TokenStatistics(*values) for values in zip(*fields, strict=True)]
 
 
 def next_token_log_probs(
     model: Any, sequences: Sequence[list[int]], candidates: Sequence[int], *, token_budget: int = 16384, desc: str
 ) -> np.ndarray:
-    """log p(candidate | whole sequence) in nats, of shape (len(sequences), len(candidates))."""
+    """log p(candidate | whole sequence) in nats, of shape (len(sequences), len(candidates)).
+
+    Raises:
+        DataError: as ``token_log_probs``.
+    """
     out = np.zeros((len(sequences), len(candidates)))
     for indices, _, logits_BLV in _batches(model, sequences, token_budget, desc):
         last = torch.tensor([len(sequences[index]) - 1 for index in indices], device=logits_BLV.device)
         logits_BV = logits_BLV[torch.arange(len(indices), device=last.device), last]
-        out[indices] = _log_softmax(logits_BV)[:, list(candidates)].cpu().numpy()
+        for index, row in zip(indices, _log_softmax(logits_BV)[:, list(candidates)].cpu().numpy(), strict=True):
+            out[index] = _finite(row, index, desc)
     return out
+
+
+def _finite(log_probs: np.ndarray, index: int, desc: str) -> np.ndarray:
+    """A model that diverged gives NaN everywhere, and the likeliest of NaN would be the first choice."""
+    if not np.isfinite(log_probs).all():
+        raise DataError(
+            f"{desc}: the model's log-probabilities of sequence {index} are not finite; its weights diverged, or "
+            "dtype= cannot hold its activations"
+        )
+    return log_probs
 
 
 def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
@@ -105,10 +142,10 @@ def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
 
 
 def _scatter(
-    out: list[np.ndarray], values_BT: torch.Tensor, indices: list[int], sequences: Sequence[list[int]]
+    out: list[np.ndarray], values_BT: torch.Tensor, indices: list[int], sequences: Sequence[list[int]], desc: str
 ) -> None:
     for row, index in zip(values_BT.cpu().numpy(), indices, strict=True):
-        out[index] = row[: len(sequences[index]) - 1].astype(np.float64)
+        out[index] = _finite(row[: len(sequences[index]) - 1].astype(np.float64), index, desc)
 
 
 def _batches(

@@ -1,20 +1,24 @@
 """The evaluator's command line: ``python3 -m verl.eval.main model=DIR suite=rwku data=FOLDER out=DIR [key=value]``.
 
 Every row of a table comes through here, with one decoding. Parts that are finished are not measured again; parts that
-generate share one vLLM engine, parts that need likelihoods share one Hugging Face model, and the two are never in
-memory together. Leaves out tables (``scripts/make_table.py``) and the demo's report (``verl.eval.report``).
+generate share one vLLM engine, parts that need likelihoods share one Hugging Face model, also over several targets, and
+the two are never in memory together. Leaves out tables (``scripts/make_table.py``) and the demo's report
+(``verl.eval.report``).
 """
 
 import json
 import logging
 import sys
 import time
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from verl.utils import provenance
 from verl.utils.atomic import write_json, write_text
+from verl.utils.chat import check_template_kwargs
 from verl.utils.cli import TIMED, run_cli
 from verl.utils.config import to_dict
 from verl.utils.errors import ConfigError, DataError, bullet_list
@@ -23,6 +27,7 @@ from . import results
 from .config import EvalConfig
 from .engines import Engines
 from .generation import resolve_dtype
+from .origin import base_model, data_source, training_record
 from .selection import selection
 
 logger = logging.getLogger(__name__)
@@ -39,22 +44,75 @@ def evaluate(config: EvalConfig, engines: Engines | None = None) -> dict[str, An
         DataError: for missing or malformed data or model files, or an ``out`` folder that holds another model's or
             decoding's parts.
     """
-    out, data = Path(config.out), Path(config.data)
-    parts = select_parts(config)
-    folder, identities = inspect(config, parts)
+    return evaluate_all([config], engines)[0]
+
+
+def evaluate_all(configs: list[EvalConfig], engines: Engines | None = None) -> list[dict[str, Any]]:
+    """As ``evaluate``, for several targets of one model: all of them generate before the first needs likelihoods."""
     # Everything that can be wrong with the folders is found before an engine starts.
-    pending = [part for part in parts if not _is_finished(out, identities[part.name])]
-    document = _document(config, results.model_identity(folder), out)
-    if pending:
-        (out / "DONE").unlink(missing_ok=True)
+    plans = _plans(configs)
     with nullcontext(engines) if engines else Engines() as opened:
-        for part in sorted(pending, key=lambda part: part.engine):  # generation first; the order is kept within a kind
-            _measure(part, opened.get(part.engine, str(folder), config), data, out, identities[part.name])
-    for part in parts:
-        document["parts"][part.name] = _entry(part, out, identities[part.name], config)
-    write_json(out / "results.json", document)
-    write_text(out / "DONE", "")
-    return document
+        for kind in ("generation", "likelihood"):
+            for plan in plans:
+                for part in plan.pending:
+                    if part.engine == kind:
+                        _measure(part, opened.get(kind, str(plan.folder), plan.config), plan)
+    return [_finish(plan) for plan in plans]
+
+
+def targets(config: EvalConfig) -> list[EvalConfig]:
+    """One evaluation per target: ``data`` itself, or every folder in it that has a file of the parts to measure."""
+    data, files = Path(config.data), {name for part in select_parts(config) for name in part.files}
+
+    def is_target(folder: Path) -> bool:
+        return any((folder / name).is_file() for name in files)
+
+    if not data.is_dir() or is_target(data):
+        return [config]
+    found = sorted(filter(is_target, data.iterdir()), key=lambda folder: results.counting(folder.name))
+    each = [replace(config, data=str(folder), out=str(Path(config.out) / folder.name)) for folder in found]
+    return each or [config]
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """An evaluation that can start."""
+
+    config: EvalConfig
+    parts: list[results.Part]
+    folder: Path
+    """Of the model."""
+    identities: dict[str, dict[str, Any]]
+    pending: list[results.Part]
+    document: dict[str, Any]
+
+    @property
+    def out(self) -> Path:
+        return Path(self.config.out)
+
+
+def _plans(configs: list[EvalConfig]) -> list[_Plan]:
+    plans, problems = [], []
+    for config in configs:
+        parts = select_parts(config)
+        try:
+            folder, identities = inspect(config, parts)
+            pending = [part for part in parts if not _is_finished(Path(config.out), identities[part.name])]
+            document = _document(config, results.model_identity(folder), Path(config.out))
+            plans.append(_Plan(config, parts, folder, identities, pending, document))
+        except DataError as error:
+            problems.append(str(error))
+    if problems:
+        raise DataError("\n".join(dict.fromkeys(problems)))
+    return plans
+
+
+def _finish(plan: _Plan) -> dict[str, Any]:
+    for part in plan.parts:
+        plan.document["parts"][part.name] = _entry(part, plan)
+    write_json(plan.out / "results.json", plan.document)
+    write_text(plan.out / "DONE", "")
+    return plan.document
 
 
 def select_parts(config: EvalConfig) -> list[results.Part]:
@@ -73,6 +131,8 @@ def select_parts(config: EvalConfig) -> list[results.Part]:
     problems = [
         f"parts: {config.suite} has no part {name}; it has {', '.join(known)}" for name in wanted if name not in known
     ]
+    if "naturalness" in wanted and "naturalness" not in known and config.suite != "muse":
+        problems = ["parts: naturalness needs a judge; give judge.base_url=http://HOST:PORT/v1 and judge.model=NAME"]
     chosen = [part for name, part in known.items() if name in wanted]
     by_likelihood = [part.name for part in chosen if part.engine == "likelihood"]
     if config.quantization and by_likelihood:
@@ -115,6 +175,7 @@ def inspect(config: EvalConfig, parts: list[results.Part]) -> tuple[Path, dict[s
     """The model's folder and every part's identity.
 
     Raises:
+        ConfigError: for a template argument that the model's chat template does not read.
         DataError: listing everything that is wrong with the model and the data.
     """
     data, problems, folder, identities = Path(config.data), [], Path(config.model), {}
@@ -126,16 +187,28 @@ def inspect(config: EvalConfig, parts: list[results.Part]) -> tuple[Path, dict[s
     if not data.is_dir():
         problems.append(f"data={data}: there is no such folder")
         parts = []
+    if config.chat_template_kwargs and not problems:
+        check_template_kwargs(_tokenizer(config, folder), config.chat_template_kwargs, "chat_template_kwargs")
     model = {} if problems else results.model_identity(folder)
     for part in parts:
         try:
             identities[part.name] = results.part_identity(part, model=model, engine=_engine(config), data=data)
             part.check(data)
+            if part.texts is not None and not problems:
+                from .likelihood import encode_texts
+
+                encode_texts(_tokenizer(config, folder), part.texts(data))
         except DataError as error:
-            problems.append(str(error))
+            problems.append(str(error) if str(error).startswith("part ") else f"part {part.name}: {error}")
     if problems:
         raise DataError(bullet_list("the evaluation cannot start:", problems))
     return folder, identities
+
+
+def _tokenizer(config: EvalConfig, folder: Path) -> Any:
+    from verl.utils.tokenizer import get_tokenizer
+
+    return get_tokenizer(str(folder), trust_remote_code=config.trust_remote_code)
 
 
 def _model_problems(folder: Path, parts: list[results.Part], max_model_len: int | None) -> list[str]:
@@ -166,25 +239,41 @@ def _is_finished(out: Path, identity: dict[str, Any]) -> bool:
     return True
 
 
-def _measure(part: results.Part, engine: Any, data: Path, out: Path, identity: dict[str, Any]) -> None:
+def _measure(part: results.Part, engine: Any, plan: _Plan) -> None:
+    (plan.out / "DONE").unlink(missing_ok=True)
     started, truncated = time.monotonic(), engine.truncated
-    rows = part.run(data, engine)
+    with _named(part, plan):
+        rows = part.run(Path(plan.config.data), engine)
+        results.check_finite(rows)
     seconds = round(time.monotonic() - started, 1)
-    results.write_part(out, identity, rows, seconds=seconds, truncated=engine.truncated - truncated)
+    extra = {"seconds": seconds, "truncated": engine.truncated - truncated}
+    results.write_part(plan.out, plan.identities[part.name], rows, **extra)
     logger.info("part %s: %d examples in %.1f s", part.name, len(rows), seconds)
 
 
-def _entry(part: results.Part, out: Path, identity: dict[str, Any], config: EvalConfig) -> dict[str, Any]:
-    header, rows = results.read_part(results.part_path(out, part.name))
+def _entry(part: results.Part, plan: _Plan) -> dict[str, Any]:
+    header, rows = results.read_part(results.part_path(plan.out, part.name))
+    with _named(part, plan):
+        metrics = results.summarise(part.score(rows), resamples=plan.config.bootstrap_samples, seed=plan.config.seed)
     return {
-        "decoding": identity["decoding"],
-        "data": identity["data"],
+        "decoding": plan.identities[part.name]["decoding"],
+        "data": plan.identities[part.name]["data"],
         "fingerprint": header["fingerprint"],
         "examples": len(rows),
         "truncated": header["truncated"],
         "seconds": header["seconds"],
-        "metrics": results.summarise(part.score(rows), resamples=config.bootstrap_samples, seed=config.seed),
+        "metrics": metrics,
     }
+
+
+@contextmanager
+def _named(part: results.Part, plan: _Plan) -> Iterator[None]:
+    """Says of which part and model a DataError speaks."""
+    try:
+        yield
+    except DataError as error:
+        config = plan.config
+        raise DataError(f"part {part.name} of model={config.model}, data={config.data}: {error}") from error
 
 
 def _document(config: EvalConfig, model: dict[str, str], out: Path) -> dict[str, Any]:
@@ -199,7 +288,9 @@ def _document(config: EvalConfig, model: dict[str, str], out: Path) -> dict[str,
         "model": {"path": config.model, **model},
         "selection": selection(config.model),
         "engine": _engine(config),
-        "data": {"path": config.data},
+        "base_model": base_model(config.model),
+        "training": training_record(config.model, Path(config.data)),
+        "data": {"path": config.data, "source": data_source(Path(config.data))},
         "config": to_dict(config),
         "git_revision": provenance.git_revision(),
         "versions": results.package_versions(),
@@ -233,13 +324,19 @@ def _device() -> str:
 
 def measure(config: EvalConfig) -> None:
     """Evaluate, and log the numbers."""
-    document = evaluate(config)
-    for name, entry in document["parts"].items():
-        shown = "  ".join(
-            f"{metric} {value['value']:.1f}" for metric, value in entry["metrics"].items() if "/" not in metric
-        )
-        logger.info("%-10s %s", name, shown)
-    logger.info("written to %s", Path(config.out) / "results.json")
+    each = targets(config)
+    if len(each) > 1:
+        (Path(config.out) / "DONE").unlink(missing_ok=True)
+    for one, document in zip(each, evaluate_all(each), strict=True):
+        if len(each) > 1:
+            logger.info("%s", Path(one.data).name)
+        for name, entry in document["parts"].items():
+            shown = "  ".join(
+                f"{metric} {value['value']:.1f}" for metric, value in entry["metrics"].items() if "/" not in metric
+            )
+            logger.info("%-10s %s", name, shown)
+        logger.info("written to %s", Path(one.out) / "results.json")
+    write_text(Path(config.out) / "DONE", "")
 
 
 def main(argv: list[str]) -> int:

@@ -2,10 +2,14 @@
 
 A point is (forget, retain) in percent: lower forget and higher retain are better. The area is the hypervolume in two
 dimensions (Zitzler & Thiele 1999) against the worst corner, forget 100 and retain 0, as a percentage of the plane.
+RULE's trade-off figure (arXiv 2506.07171) compares such areas at retention floors: a point that retains less than the
+floor covers nothing, so that forgetting everything at any price does not win.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
+from statistics import fmean
 
 import matplotlib as mpl
 from matplotlib.axes import Axes
@@ -21,6 +25,8 @@ COORDINATES = {
     "rwku": ("forget_all_probe", "neighbor_all_probe"),
     "muse": ("knowmem_f", "utilpres_knowmem_r"),
 }
+FLOORS = (0.0, 0.4, 0.5, 0.6, 0.7)
+"""Retention floors of RULE's trade-off figure, as fractions; the first is none."""
 LABEL_OFFSETS = [(x, y) for y in (4, -12, 16, -24, 28, -36, 40, -48, 52) for x in (6, -6)]
 """Where a point's name may stand, in points from its marker; the first free place is taken."""
 NEAR = 12
@@ -65,22 +71,71 @@ def area(points: Mapping[str, Point]) -> float:
     return covered / 100.0
 
 
-def plot(points: Mapping[str, Mapping[str, Point]], path: str | Path, *, title: str) -> None:
-    """Draw every source's points with its front as stairs; the legend gives the areas."""
+def tradeoffs(table: Table) -> dict[str, list[float]]:
+    """Method to its area, 0 to 1, at each of ``FLOORS``: the mean over targets of what its points cover there.
+
+    Lines named ``METHOD@anything`` (steps, strengths) are points of one method.
+    """
+    forget, retain = COORDINATES.get(table.kind, ("forget_all", "retain_all"))
+    points: dict[str, dict[str, dict[str, Point]]] = {}
+    for line in table.lines:
+        name = line.name.partition("@")[0] + " (published)" * (line.source == "published")
+        means = {key: cell.mean for key, cell in line.cells.items()}
+        for target, values in (line.per_target or {"": means}).items():
+            if forget in values and retain in values:
+                at = points.setdefault(name, {}).setdefault(target, {})
+                at[line.name] = (values[forget], values[retain])
+    return {
+        name: [fmean(area(_above(of_target, 100 * floor)) / 100 for of_target in targets.values()) for floor in FLOORS]
+        for name, targets in points.items()
+    }
+
+
+def _above(points: Mapping[str, Point], floor: float) -> dict[str, Point]:
+    return {name: point for name, point in points.items() if point[1] >= floor}
+
+
+def plot_tradeoffs(areas: Mapping[str, Sequence[float]], path: str | Path, *, title: str) -> None:
+    """Draw each method's area over the retention floors; published methods are dashed."""
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(8.0, 5.6), layout="constrained")
-        _draw(figure.subplots(), points, title)
+        axes = figure.subplots()
+        for (name, values), color in zip(areas.items(), cycle(PALETTE), strict=False):
+            style = "--" if name.endswith("(published)") else "-"
+            axes.plot(range(len(FLOORS)), values, style, color=color, marker="o", label=name)
+        axes.set_xticks(range(len(FLOORS)), ["none", *map(str, FLOORS[1:])])
+        axes.set(xlabel="retention floor", ylabel="trade-off area (higher is better)", title=title, ylim=(0, None))
+        axes.legend(fontsize=8)
+        Path(path).parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(path, dpi=150)
+
+
+def plot(
+    points: Mapping[str, Mapping[str, Point]],
+    path: str | Path,
+    *,
+    title: str,
+    labels: Mapping[str, str] | None = None,
+) -> None:
+    """Draw every source's points with its front as stairs; the legend gives the areas.
+
+    Args:
+        labels: what the legend calls a source, where not by its name: published points name their model.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(8.0, 5.6), layout="constrained")
+        _draw(figure.subplots(), points, title, labels or {})
         _name_points(figure, points)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
 
 
-def _draw(axes: Axes, points: Mapping[str, Mapping[str, Point]], title: str) -> None:
+def _draw(axes: Axes, points: Mapping[str, Mapping[str, Point]], title: str, labels: Mapping[str, str]) -> None:
     for source, (color, marker) in SOURCES.items():
         named = points.get(source, {})
         if not named:
             continue
-        label = f"{source} (area {area(named):.1f} %)"
+        label = f"{labels.get(source, source)} (area {area(named):.1f} %)"
         axes.scatter(*zip(*named.values(), strict=True), color=color, marker=marker, label=label, zorder=3)
         corners = [named[name] for name in front(named)]
         steps = [corners[0][0], *(forget for forget, _ in corners), 100.0]

@@ -1,117 +1,135 @@
 """Probes and their scores: how a question is asked, and what an answer earns.
 
-Shared by the RWKU and Atlas suites, by the robustness study and by the trainer's validation, so that all of them score
-alike. The scoring functions are pure. Leaves out which files hold which probes (``rwku/forget.py``).
+Shared by the RWKU and Atlas suites and by the robustness study, so that all of them score alike. The scoring functions
+are pure. Leaves out which files hold which probes (``rwku/forget.py``) and the words of prompts (``prompts.py``).
 """
 
-import json
 from collections.abc import Mapping, Sequence
-from pathlib import Path
+from dataclasses import dataclass, field
 from typing import Any
 
-from verl.utils.chat import encode_prompt
-from verl.utils.errors import DataError
-from verl.utils.refusal import is_refusal
+from verl.utils.chat import Prompt, encode_prompt
 from verl.utils.text import contains_answer, rouge_l
+from verl.verdict import VERDICTS, final_answer, verdict_of
 
-from .config import PromptStyle
+from .config import EvalConfig, PromptStyle
 from .generation import Generator
+from .prompts import Prompts, read_prompts
+from .reading import answer_list
 from .results import Row, Scores
 
 MAX_NEW_TOKENS = 30
 """RWKU's answer length (arXiv 2406.10890, appendix on evaluation)."""
 NO_ANSWER = "NOANSWER"
 """What an empty answer is scored as, so that silence is a wrong answer and not a missing one."""
-ANSWER_PREFIX = "Answer:"
+OTHER_RATES = {name: f"{name}_rate" for name in VERDICTS if name not in ("refusal", "answer")}
+"""Verdict to the metric that holds its share, besides ``refusal_rate``; an answer is what is left."""
 
 
-def read_rows(path: Path, keys: Sequence[str]) -> list[Row]:
-    """The objects of a JSON list, each of which must have ``keys``.
+@dataclass(frozen=True)
+class Asking:
+    """How a suite's questions reach the model: the style of its probes, the words, and a system message."""
 
-    Raises:
-        DataError: naming the file, the row and the missing keys.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file")
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: is not valid JSON: {error}") from error
-    if not isinstance(rows, list) or not rows:
-        raise DataError(f"{path}: must hold a list of at least one row")
-    for number, row in enumerate(rows):
-        missing = [key for key in keys if not isinstance(row, dict) or key not in row]
-        if missing:
-            raise DataError(f"{path}: row {number} lacks {', '.join(missing)}")
-    return rows
+    style: PromptStyle = "rwku"
+    prompts: Prompts = field(default_factory=read_prompts)
+    system: str | None = None
+    chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+
+    @classmethod
+    def of(cls, config: EvalConfig) -> "Asking":
+        return cls(config.asks(), read_prompts(config.prompts), config.system_prompt, config.chat_template_kwargs)
+
+    def encode(self, tokenizer: Any, prompt: Prompt) -> list[int]:
+        """Token ids of a prompt, behind the system message."""
+        return encode_prompt(tokenizer, prompt, self.system, self.chat_template_kwargs)
+
+    def opened(self, tokenizer: Any, key: str, prompt: str) -> list[int]:
+        """The same with the answer opened by the words of ``key``: in the model's turn for chat models, on a new line
+        for base models."""
+        words = self.prompts.texts[key] if tokenizer.chat_template else f"\n{self.prompts.texts[key]}"
+        return self.encode(tokenizer, prompt) + tokenizer.encode(words, add_special_tokens=False)
+
+    def decoding(self, max_new_tokens: int, *, stop: list[str] | None = None, **more: Any) -> dict[str, Any]:
+        """What shapes an answer besides model and question; every row of a table must have the same."""
+        return {"temperature": 0.0, "max_new_tokens": max_new_tokens, "stop": stop, **self.facts(), **more}
+
+    def facts(self) -> dict[str, Any]:
+        """What shapes a prompt; for parts that generate nothing, all there is."""
+        return {"system_prompt": self.system, "chat_template_kwargs": dict(self.chat_template_kwargs)}
 
 
-def decoding(style: PromptStyle, system: str | None) -> dict[str, Any]:
-    """What shapes an answer besides model and probe; every row of a table must have the same."""
-    return {
-        "temperature": 0.0,
-        "max_new_tokens": MAX_NEW_TOKENS,
-        "prompt_style": style,
-        "stop": _stop(style),
-        "system_prompt": system,
-    }
+USUAL = Asking()
+"""As RWKU's suite asks where nothing is set."""
 
 
-def ask(generator: Generator, probes: Sequence[Row], style: PromptStyle, system: str | None, desc: str) -> list[Row]:
+def probe_decoding(asking: Asking) -> dict[str, Any]:
+    """The decoding of the parts that ask probes. RWKU has no stop string, and an answer may open with a newline."""
+    words = {} if asking.style == "plain" else {"prompts": asking.prompts.only("answer", *PROBE_KINDS)}
+    return asking.decoding(MAX_NEW_TOKENS, prompt_style=asking.style, **words)
+
+
+def ask(generator: Generator, probes: Sequence[Row], asking: Asking, desc: str) -> list[Row]:
     """Put all probes to the generator in one call and score its answers."""
-    prompts = [probe_prompt(generator.tokenizer, probe, style, system) for probe in probes]
-    responses = generator.generate(prompts, max_new_tokens=MAX_NEW_TOKENS, stop=_stop(style), desc=desc)
+    prompts = [encode_probe(generator.tokenizer, probe, asking) for probe in probes]
+    responses = generator.generate(prompts, max_new_tokens=MAX_NEW_TOKENS, desc=desc)
     return score_generation(probes, responses)
 
 
-def _stop(style: PromptStyle) -> list[str] | None:
-    """In RWKU's style the answer is one opened line, and ends with it."""
-    return ["\n"] if style == "rwku" else None
+PROBE_KINDS = ("fb", "qa", "incontext_learning", "affirmative_suffix")
 
 
 def probe_prompt(tokenizer: Any, probe: Mapping[str, Any], style: PromptStyle, system: str | None = None) -> list[int]:
+    """Token ids that ask one probe in our words."""
+    return encode_probe(tokenizer, probe, Asking(style, system=system))
+
+
+def encode_probe(tokenizer: Any, probe: Mapping[str, Any], asking: Asking) -> list[int]:
     """Token ids that ask one probe.
 
     ``rwku`` style follows the benchmark's construction: an instruction by kind, the question, and "Answer:" opened in
     the model's turn; an affirmative-suffix attack opens the answer itself, and an in-context attack brings its own
-    "Question:" labels. The words are ours.
+    "Question:" labels.
     """
-    query = probe["query"]
-    if style == "plain":
-        return encode_prompt(tokenizer, query, system)
-    kind = probe.get("type", "")
-    instruction = "Fill in the blank." if probe["column"] == "fb" else "Answer in a few words."
-    question = query if kind == "incontext learning" else f"Question: {query}"
-    ids = encode_prompt(tokenizer, f"{instruction}\n{question}", system)
-    return ids if kind == "affirmative suffix" else ids + answer_prefix(tokenizer)
+    if asking.style == "plain":
+        return asking.encode(tokenizer, probe["query"])
+    kind = "fb" if probe["column"] == "fb" else attack_kind(probe.get("type", ""))
+    kind = kind if kind in PROBE_KINDS else "qa"
+    prompt = asking.prompts.fill(kind, probe)
+    return (
+        asking.encode(tokenizer, prompt) if kind == "affirmative_suffix" else asking.opened(tokenizer, "answer", prompt)
+    )
 
 
-def answer_prefix(tokenizer: Any, prefix: str = ANSWER_PREFIX) -> list[int]:
-    """Tokens that open the answer: in the model's turn for chat models, on a new line for base models."""
-    return tokenizer.encode(prefix if tokenizer.chat_template else f"\n{prefix}", add_special_tokens=False)
+def judged_text(response: str) -> str:
+    """What of a response is scored: all of it as it is, but without the thoughts of a model that thinks aloud."""
+    answer = final_answer(response)
+    return response if answer == response.strip() else answer
 
 
 def score_generation(probes: Sequence[Mapping[str, Any]], responses: Sequence[str]) -> list[Row]:
-    """One row per probe: the probe, the response, and its scores in 0..1.
+    """One row per probe: the probe, the response, its verdict, and its scores in 0..1.
 
-    ``rouge_l_recall`` is the ``rouge`` package's ROUGE-L recall of the stripped response against ``answer``, an empty
-    response counting as "NOANSWER"; ``containment`` says whether the response holds the answer as whole words;
-    ``refusal`` whether it refuses. Nothing is generated here.
+    ``rouge_l_recall`` is the ``rouge`` package's ROUGE-L recall of the stripped response against ``answer`` (the best
+    of several), an empty response counting as "NOANSWER"; ``containment`` says whether the response holds an answer
+    as whole words; ``refusal`` whether its verdict is a refusal. All of the response counts, however many lines it
+    has. Nothing is generated here.
     """
     rows = []
     for probe, response in zip(probes, responses, strict=True):
-        text = response.strip()
+        text, answers = judged_text(response).strip(), answer_list(probe["answer"])
+        verdict = verdict_of(response, prompt=probe.get("query", ""), answers=answers)
         scores = {
-            "rouge_l_recall": rouge_l(text or NO_ANSWER, probe["answer"]).recall,
-            "refusal": float(is_refusal(text)),
-            "containment": float(contains_answer(text, probe["answer"])),
+            "rouge_l_recall": max(rouge_l(text or NO_ANSWER, answer).recall for answer in answers),
+            "verdict": verdict,
+            "refusal": float(verdict == "refusal"),
+            "containment": float(contains_answer(text, answers)),
         }
         rows.append({**probe, "response": response, **scores})
     return rows
 
 
 def column_scores(rows: Sequence[Row], columns: Sequence[str]) -> Scores:
-    """Percent per column, both kinds of "All", and refusal and containment rates of every column.
+    """Percent per column, both kinds of "All", and the containment and verdict rates of every column.
 
     ``all_macro`` is the mean of the columns (what RULE prints), ``all_probe`` the mean over probes. Single attack
     kinds of adversarial probes become ``aa/<kind>``.
@@ -121,13 +139,17 @@ def column_scores(rows: Sequence[Row], columns: Sequence[str]) -> Scores:
     values: dict[str, list[float]] = {}
     for name, members in picked.items():
         values[name] = [100 * row["rouge_l_recall"] for row in members]
-        values[f"{name}/refusal_rate"] = [100 * row["refusal"] for row in members]
         values[f"{name}/containment"] = [100 * row["containment"] for row in members]
+        values[f"{name}/refusal_rate"] = [100 * row["refusal"] for row in members]
+        for verdict, rate in OTHER_RATES.items():
+            values[f"{name}/{rate}"] = [100.0 * (row.get("verdict") == verdict) for row in members]
     for row in rows:
         if row["column"] == "aa":
             values.setdefault(f"aa/{attack_kind(row['type'])}", []).append(100 * row["rouge_l_recall"])
-    macro = {"all_macro": tuple(columns)}
-    macro |= {f"all_macro/{rate}": tuple(f"{c}/{rate}" for c in columns) for rate in ("refusal_rate", "containment")}
+    rates = ("refusal_rate", "containment", *OTHER_RATES.values())
+    macro = {"all_macro": tuple(columns)} | {
+        f"all_macro/{rate}": tuple(f"{c}/{rate}" for c in columns) for rate in rates
+    }
     return Scores(values, macro)
 
 

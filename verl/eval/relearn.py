@@ -78,8 +78,19 @@ def read_examples(path: str | Path, count: int, seed: int) -> list[dict[str, Any
 
 
 def encode_rows(tokenizer: Any, rows: list[dict[str, Any]], max_tokens: int) -> list[tuple[list[int], list[int]]]:
-    """(token ids, labels) of each row: loss on the whole text, or on the answer where the row has a question."""
-    return [_encode_row(tokenizer, row, max_tokens) for row in rows]
+    """(token ids, labels) of each row: loss on the whole text, or on the answer where the row has a question.
+
+    Raises:
+        DataError: a row without a text, or of which no token would be trained on.
+    """
+    encoded = [_encode_row(tokenizer, row, max_tokens) for row in rows]
+    for row, (_, labels) in zip(rows, encoded, strict=True):
+        if all(label == IGNORED for label in labels[1:]):
+            raise DataError(
+                f"relearning row {row}: has no token to learn within relearn.max_tokens={max_tokens}; raise it, or "
+                "leave the row out"
+            )
+    return encoded
 
 
 def _encode_row(tokenizer: Any, row: dict[str, Any], max_tokens: int) -> tuple[list[int], list[int]]:

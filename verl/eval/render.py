@@ -2,13 +2,15 @@
 
 import csv
 import io
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import groupby
+from typing import Literal
 
 from .layouts import Column
 from .tables import Cell, Line, Table
 
 MISSING = "–"
+MARKS = "Bold: the best of its column; underlined: the second-best of three or more."
 ARROWS = {"lower": " ↓", "higher": " ↑", "zero": " → 0", "": ""}
 LATEX_ARROWS = {"lower": r" $\downarrow$", "higher": r" $\uparrow$", "zero": r" $\to 0$", "": ""}
 LATEX_SPECIAL = {
@@ -23,17 +25,51 @@ LATEX_SPECIAL = {
 
 
 def to_markdown(table: Table) -> str:
-    """The table over all targets, its notes, and where there are several targets a table for each."""
-    header = ["Method", *(f"{column.group} {column.label}{ARROWS[column.better]}" for column in table.columns)]
-    body = [[_name(line), *_row(table.columns, line.cells)] for line in table.lines]
-    blocks = [markdown_grid(header, body), "\n".join(f"- {note}" for note in table.notes)]
+    """The table over all targets, published rows of other models, notes, and with several targets a table for each."""
+    blocks = []
+    for heading, lines in table.groups():
+        grid = _grid(table, {_name(line): line.cells for line in lines})
+        blocks.append(f"**{heading}**\n\n{grid}" if heading else grid)
+    blocks.append("\n".join(f"- {note}" for note in [*table.notes, *[MARKS] * table.compares]))
     if len(table.targets()) > 1:
         for target in table.targets():
-            columns = [c for c in table.columns if any(c.key in line.per_target[target] for line in table.ours())]
-            labels = ["Method", *(f"{c.group} {c.label}{ARROWS[c.better]}" for c in columns)]
-            rows = [[line.name, *_row(columns, _as_cells(line, target))] for line in table.ours()]
-            blocks.append(f"### {target}\n\n{markdown_grid(labels, rows)}")
+            cells = {line.name: _as_cells(line, target) for line in table.ours()}
+            blocks.append(f"### {target}\n\n{_grid(table, cells)}")
     return "\n\n".join(blocks) + "\n"
+
+
+def _grid(table: Table, rows: Mapping[str, Mapping[str, Cell]]) -> str:
+    columns = [column for column in table.columns if any(column.key in cells for cells in rows.values())]
+    header = ["Method", *(f"{column.group} {column.label}{ARROWS[column.better]}" for column in columns)]
+    styles = {"best": "**{}**", "second": "<u>{}</u>", "": "{}"}
+    ranks = _ranks(table, columns, list(rows.values()))
+    body = [
+        [name, *(styles[ranks.get((i, c.key), "")].format(_number(cells.get(c.key), c.digits)) for c in columns)]
+        for i, (name, cells) in enumerate(rows.items())
+    ]
+    return markdown_grid(header, body)
+
+
+def _ranks(
+    table: Table, columns: Sequence[Column], rows: Sequence[Mapping[str, Cell]]
+) -> dict[tuple[int, str], Literal["best", "second"]]:
+    """(row, column) of the best and, among three or more rows, second-best numbers; what prints alike ranks alike."""
+    keys = {"lower": lambda value: value, "higher": lambda value: -value, "zero": abs}
+    ranks: dict[tuple[int, str], Literal["best", "second"]] = {}
+    for column in columns if table.compares else ():
+        rank = keys.get(column.better)
+        having = {
+            i: round(cells[column.key].mean, column.digits) for i, cells in enumerate(rows) if column.key in cells
+        }
+        if rank is None or len(having) < 2:
+            continue
+        order = sorted({rank(value) for value in having.values()})
+        for i, value in having.items():
+            if rank(value) == order[0]:
+                ranks[i, column.key] = "best"
+            elif rank(value) == order[1] and len(having) > 2:
+                ranks[i, column.key] = "second"
+    return ranks
 
 
 def to_csv(table: Table) -> str:
@@ -44,10 +80,10 @@ def to_csv(table: Table) -> str:
     out = io.StringIO()
     writer = csv.writer(out, lineterminator="\n")
     keys = [column.key for column in table.columns]
-    writer.writerow(["source", "method", "target", *keys])
+    writer.writerow(["source", "model", "method", "target", *keys])
     for line in table.lines:
         for target, values in _csv_rows(line):
-            writer.writerow([line.source, line.name, target, *(values.get(key, "") for key in keys)])
+            writer.writerow([line.source, line.model, line.name, target, *(values.get(key, "") for key in keys)])
     return out.getvalue()
 
 
@@ -67,9 +103,16 @@ def to_latex(table: Table) -> str:
     lines = [f"% {note}" for note in table.notes]
     lines += [f"\\begin{{tabular}}{{l{'c' * len(table.columns)}}}", r"\toprule", grouped + r" \\", _rules(groups)]
     lines += [" & ".join(labels) + r" \\", r"\midrule"]
-    for number, (_, members) in enumerate(groupby(table.lines, key=lambda line: line.source)):
-        lines += [r"\midrule"] * (number > 0)
-        lines += [" & ".join(map(_latex, [_name(line), *_row(table.columns, line.cells)])) + r" \\" for line in members]
+    for heading, group in table.groups():
+        if heading:
+            lines += [
+                r"\midrule",
+                f"\\multicolumn{{{len(table.columns) + 1}}}{{l}}{{\\emph{{{_latex(heading)}}}}} \\\\",
+            ]
+        ranks = _ranks(table, table.columns, [line.cells for line in group])
+        for i, line in enumerate(group):
+            ruled = i > 0 and line.source != group[i - 1].source
+            lines += [r"\midrule"] * ruled + [" & ".join(_latex_row(table, line, i, ranks)) + r" \\"]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
@@ -85,8 +128,10 @@ def _name(line: Line) -> str:
     return f"{line.name} (published)" if line.source == "published" else line.name
 
 
-def _row(columns: Sequence[Column], cells: dict[str, Cell]) -> list[str]:
-    return [_number(cells.get(column.key), column.digits) for column in columns]
+def _latex_row(table: Table, line: Line, row: int, ranks: Mapping[tuple[int, str], str]) -> list[str]:
+    styles = {"best": "\\textbf{{{}}}", "second": "\\underline{{{}}}", "": "{}"}
+    numbers = {column.key: _latex(_number(line.cells.get(column.key), column.digits)) for column in table.columns}
+    return [_latex(_name(line)), *(styles[ranks.get((row, key), "")].format(text) for key, text in numbers.items())]
 
 
 def _number(cell: Cell | None, digits: int) -> str:

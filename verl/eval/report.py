@@ -22,7 +22,7 @@ from .config import EvalConfig
 from .engines import Engines
 from .main import evaluate, inspect, select_parts
 from .render import markdown_grid
-from .results import Row, check_comparable, metric, part_path, read_part
+from .results import Row, check_comparable, fingerprint, metric, part_path, read_part
 from .selection import chosen_checkpoint
 
 logger = logging.getLogger(__name__)
@@ -32,6 +32,13 @@ PARTS = ("forget", "neighbor", "utility")
 DIALOGUES = {("forget", "fb"): 4, ("forget", "qa"): 4, ("forget", "aa"): 5, ("neighbor", "fb"): 2}
 DIALOGUES |= {("neighbor", "qa"): 3, ("utility", "utility"): 2}
 """(part, column) to the number of probes shown; twenty in all."""
+VERDICT_WORDS = {
+    "refusal": "refuses",
+    "mixed": "refuses and tells",
+    "deflection": "evades",
+    "empty": "says nothing",
+    "degenerate": "is no language",
+}
 COLUMN_NAMES = {"fb": "fill in the blank", "qa": "question", "aa": "adversarial", "utility": "general knowledge"}
 
 
@@ -125,12 +132,15 @@ def table(measured: Mapping[str, Mapping[str, Any]]) -> str:
         "forget answered ↓": ("forget", "all_probe/containment"),
         "neighbor refused ↓": ("neighbor", "all_probe/refusal_rate"),
         "neighbor answered ↑": ("neighbor", "all_probe/containment"),
+        "forget mixed ↓": ("forget", "all_probe/mixed_rate"),
+        "neighbor evaded ↓": ("neighbor", "all_probe/deflection_rate"),
         "forget All (probe) ↓": ("forget", "all_probe"),
         "neighbor All (probe) ↑": ("neighbor", "all_probe"),
     }
     first = next(iter(measured.values()))
     counts = ", ".join(f"{first['parts'][part]['examples']} {part}" for part in PARTS)
     decoding = first["parts"]["forget"]["decoding"]
+    files = fingerprint([first["parts"][part]["data"] for part in PARTS])
     lines = [
         "ROUGE-L recall, percent, with bootstrap 95 % intervals. All is the mean of the columns.",
         "",
@@ -143,6 +153,7 @@ def table(measured: Mapping[str, Mapping[str, Any]]) -> str:
         "",
         f"Probes: {counts}. One decoding for every row: greedy, {decoding['max_new_tokens']} new tokens, "
         f"{decoding['prompt_style']} prompts, {first['engine']['dtype']}. Code: {first['git_revision']}.",
+        f"Data: `{first['data']['path']}`, sha256 {files[:12]}.",
         "",
         *(
             f"- {NAMES[n]}: `{r['model']['path']}`, weights {r['model']['weights_sha256'][:12]}{_step(r['selection'])}"
@@ -231,9 +242,9 @@ def _cell(text: str) -> str:
 
 
 def _verdict(row: Row) -> str:
-    if row["refusal"]:
-        return "refuses"
-    return "answers" if row["containment"] else "wrong"
+    if row["verdict"] == "answer":
+        return "answers" if row["containment"] else "wrong"
+    return VERDICT_WORDS[row["verdict"]]
 
 
 def report(config: ReportConfig) -> None:

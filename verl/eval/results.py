@@ -22,8 +22,11 @@ numbers become tables (``tables``).
 
 import hashlib
 import json
+import math
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import cache
 from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
@@ -69,6 +72,8 @@ class Part:
     """Pure: rows, as read back from disk, to numbers."""
     check: Callable[[Path], Any] = lambda data: None
     """Reads the part's files as ``run`` will, before an engine starts, and raises DataError for what is wrong."""
+    texts: Callable[[Path], list[Row]] | None = None
+    """The rows whose ``text`` must have a token to predict; also looked at, with the model's tokenizer, beforehand."""
 
 
 def bootstrap_means(values: np.ndarray, *, resamples: int, rng: np.random.Generator) -> np.ndarray:
@@ -89,8 +94,10 @@ def summarise(scores: Scores, *, resamples: int = 1000, seed: int = 0) -> dict[s
     out: dict[str, dict[str, Any]] = {}
     for name, raw in scores.columns.items():
         values = np.asarray(raw, dtype=np.float64)
-        if not len(values) or not np.isfinite(values).all():
-            raise DataError(f"metric {name}: needs at least one example and finite values only, got {len(values)}")
+        if not len(values):
+            raise DataError(f"metric {name}: has no example to average over")
+        if len(broken := np.flatnonzero(~np.isfinite(values))):
+            raise DataError(f"metric {name}: is {values[broken[0]]} in its example {broken[0]}; it must be finite")
         stream = np.random.default_rng([seed, int.from_bytes(name.encode(), "little")])
         means[name] = bootstrap_means(values, resamples=resamples, rng=stream)
         out[name] = _entry(values.mean(), means[name], len(values))
@@ -98,6 +105,8 @@ def summarise(scores: Scores, *, resamples: int = 1000, seed: int = 0) -> dict[s
         value = np.mean([out[part]["value"] for part in parts])
         out[name] = _entry(value, np.mean([means[part] for part in parts], axis=0), sum(out[p]["n"] for p in parts))
     for name, value in scores.single.items():
+        if not math.isfinite(value):
+            raise DataError(f"metric {name}: is {value}; it must be finite")
         out[name] = {"value": float(value), "low": None, "high": None, "n": None}
     return out
 
@@ -119,7 +128,19 @@ def model_identity(folder: Path) -> dict[str, str]:
 
 
 def _hash_files(paths: list[Path]) -> str:
-    return fingerprint({path.name: file_sha256(path) for path in paths})
+    return fingerprint({path.name: _sha256(path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths})
+
+
+@cache
+def _sha256(path: Path, size: int, changed_ns: int) -> str:
+    """Hashed once a process: with many targets, the same weights would be read for each."""
+    return file_sha256(path)
+
+
+def counting(name: str) -> tuple[int, str]:
+    """Sorts target folders the way people count: 2_B before 10_C."""
+    number = name.split("_")[0]
+    return (int(number), name) if number.isdigit() else (sys.maxsize, name)
 
 
 def part_identity(part: Part, *, model: Mapping[str, str], engine: Mapping[str, Any], data: Path) -> dict[str, Any]:
@@ -149,6 +170,21 @@ def fingerprint(value: Any) -> str:
 
 def part_path(out: Path, name: str) -> Path:
     return out / "parts" / f"{name}.jsonl"
+
+
+def check_finite(rows: Sequence[Row]) -> None:
+    """Refuse rows from which no number can be made.
+
+    Raises:
+        DataError: naming the first row and column with a number that is not finite, or that there is no row.
+    """
+    if not rows:
+        raise DataError("measured no example")
+    for number, row in enumerate(rows):
+        for key, value in row.items():
+            numbers = value if isinstance(value, list) else [value]
+            if any(isinstance(one, float) and not math.isfinite(one) for one in numbers):
+                raise DataError(f"row {number}: {key}={value} is not finite")
 
 
 def write_part(out: Path, identity: Mapping[str, Any], rows: list[Row], **extra: Any) -> None:

@@ -11,7 +11,7 @@ import shutil
 import statistics
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from string import Template
 from typing import Any, Literal
@@ -30,9 +30,9 @@ from .main import evaluate, inspect, resolve_model, select_parts
 from .probes import attack_kind
 from .quantize import write_quantized
 from .relearn import RelearnConfig, read_examples, write_relearned
-from .results import Row, check_comparable, model_identity, part_path, read_part
+from .results import Row, check_comparable, model_identity, part_path, read_part, read_results
 from .rwku.forget import FORGET_FILES, NEIGHBOR_FILES, load_probes
-from .tables import Cell, Line, Table
+from .tables import Cell, Line, Table, origin_notes
 
 logger = logging.getLogger(__name__)
 
@@ -68,11 +68,22 @@ class RobustnessConfig(EvalConfig):
             found.append("system_prompt: is a condition of this study; set asking_prompt instead")
         if self.parts is not None and "forget" not in self.parts:
             found.append(f"parts={self.parts}: must include forget, which the table is made of")
+        found += self._idle()
         if not Template(self.asking_prompt).is_valid():
             found.append(
                 f"asking_prompt={self.asking_prompt!r}: write $target for the subject and $$ for a dollar sign"
             )
         return found
+
+    def _idle(self) -> list[str]:
+        """Settings of conditions that are not measured; a file for several studies may hold the attacker's budget."""
+        asking = self.asking_prompt != RobustnessConfig.asking_prompt
+        idle = {
+            "asking_prompt": asking and "system_prompt" not in self.conditions,
+            "keep_models": self.keep_models and not {"int8", "int4", "relearn"} & set(self.conditions),
+        }
+        names = ", ".join(self.conditions) or "none"
+        return [f"{key}: does nothing with conditions={names}; leave it out" for key in idle if idle[key]]
 
 
 def study(config: RobustnessConfig) -> Table:
@@ -96,6 +107,9 @@ def study(config: RobustnessConfig) -> Table:
         {name: _rows(out / name, "forget") for name in _folders(config)},
         {name: _rows(out / name, "neighbor") for name in _folders(config) if "neighbor" in _parts(config)},
     )
+    if (out / PLAIN / "results.json").is_file():
+        plain = {Path(config.data).name: read_results(out / PLAIN)}
+        table = replace(table, notes=(*table.notes, *origin_notes({PLAIN: plain})))
     write_text(out / "table.md", f"# Knowledge that comes back\n\n{render.to_markdown(table)}")
     write_text(out / "table.csv", render.to_csv(table))
     write_text(out / "table.tex", render.to_latex(table))
@@ -202,7 +216,7 @@ def recovery_table(
         known = _mean(_of_kind(original, kind)) if original else None
         lines.append(_line(f"Attack: {kind.replace('_', ' ')}", _mean(_of_kind(plain, kind)), direct, known))
     shown = tuple(column for column in COLUMNS if any(column.key in line.cells for line in lines))
-    return Table("robustness", shown, tuple(lines), NOTES)
+    return Table("robustness", shown, tuple(lines), NOTES, compares=False)
 
 
 COLUMNS = (

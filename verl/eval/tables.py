@@ -6,16 +6,17 @@ Left out: significance tests between rows (results.json has every interval, part
 """
 
 import csv
+import math
 import statistics
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from verl.utils.errors import DataError
 
-from .layouts import DEFINITIONS, LAYOUTS, Column, Kind
-from .results import check_comparable
+from .layouts import DEFINITIONS, LAYOUTS, PAPERS, SUITES, TOKEN_SHARES, Column, Kind
+from .results import check_comparable, fingerprint
 
 Results = Mapping[str, Any]
 LABELS = ("method", "corpus", "source")
@@ -40,6 +41,8 @@ class Line:
     per_target: Mapping[str, Mapping[str, float]] = field(default_factory=dict)
     citation: str = ""
     """Where a published line is printed."""
+    model: str = ""
+    """The model before unlearning, as far as it is known."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +53,20 @@ class Table:
     columns: tuple[Column, ...]
     lines: tuple[Line, ...]
     notes: tuple[str, ...]
+    compares: bool = True
+    """Whether lines are rivals, so that the best of a column is marked."""
+
+    def groups(self) -> list[tuple[str, list[Line]]]:
+        """The lines that stand beside each other, ours first; published ones of other models under a heading."""
+        beside: list[Line] = []
+        others: dict[str, list[Line]] = {}
+        models = {line.model for line in self.ours()}
+        for line in self.lines:
+            if line.source == "ours" or all(same_model(line.model, model) for model in models):
+                beside.append(line)
+            else:
+                others.setdefault(f"Published for {line.model}, not the model of our rows", []).append(line)
+        return [("", beside), *others.items()]
 
     def ours(self) -> list[Line]:
         return [line for line in self.lines if line.source == "ours"]
@@ -63,7 +80,6 @@ def build_table(
     rows: Mapping[str, Mapping[str, Results]],
     *,
     published: Sequence[Line] = (),
-    token_shares: Mapping[str, Sequence[float]] | None = None,
     reference: str | None = None,
 ) -> Table:
     """The table of a kind.
@@ -71,23 +87,45 @@ def build_table(
     Args:
         rows: method to target to results.json content, in the order to print.
         published: lines of ``read_published``, printed first.
-        token_shares: method to (forget, boundary) percent of the full corpora's tokens, where known.
         reference: with ``ablation``, the method the others are compared to.
 
     Raises:
-        DataError: rows over different targets, decoded differently, or measured on different data.
+        DataError: rows over different targets, of another suite than the table's, decoded differently, measured on
+            different data, or with a number that is not finite.
     """
     if not rows or not all(rows.values()):
         raise DataError("a table needs at least one row with at least one results.json")
     layout = LAYOUTS[kind]
+    _check_suites(kind, rows)
     _check_targets(rows)
     _check_one_decoding(rows, {column.part for column in layout if column.part})
-    lines = [_line(name, layout, documents, (token_shares or {}).get(name)) for name, documents in rows.items()]
+    lines = [_line(name, layout, documents) for name, documents in rows.items()]
     if reference is not None:
         layout, lines = _with_differences(layout, lines, reference)
     lines = [*published, *lines]
     shown = tuple(column for column in layout if any(column.key in line.cells for line in lines))
     return Table(kind, shown, tuple(lines), _notes(kind, rows, published, reference))
+
+
+def same_model(one: str, other: str) -> bool:
+    """Whether two names, hub ids or folders, mean the same model: all that counts is the last part."""
+    names = [Path(name).name.casefold().removeprefix("meta-") for name in (one, other)]
+    return bool(names[0]) and names[0] == names[1]
+
+
+def _model_of(documents: Mapping[str, Results]) -> str:
+    """The models that a row comes from; empty where no results.json says."""
+    return ", ".join(dict.fromkeys(document.get("base_model") or "" for document in documents.values()))
+
+
+def _check_suites(kind: Kind, rows: Mapping[str, Mapping[str, Results]]) -> None:
+    for name, documents in rows.items():
+        for target, document in documents.items():
+            if document["suite"] not in SUITES[kind]:
+                raise DataError(
+                    f"kind={kind}: {name} on {target} was measured with suite={document['suite']}; this table shows "
+                    f"{' and '.join(SUITES[kind])}"
+                )
 
 
 def _check_targets(rows: Mapping[str, Mapping[str, Results]]) -> None:
@@ -121,33 +159,33 @@ def _check_one_decoding(rows: Mapping[str, Mapping[str, Results]], parts: set[st
                     )
 
 
-def _line(
-    name: str, layout: Sequence[Column], documents: Mapping[str, Results], shares: Sequence[float] | None
-) -> Line:
+def _line(name: str, layout: Sequence[Column], documents: Mapping[str, Results]) -> Line:
     per_target = {target: _values(layout, document) for target, document in documents.items()}
+    for target, values in per_target.items():
+        if broken := [key for key, value in values.items() if not math.isfinite(value)]:
+            raise DataError(f"{name} on {target}: {', '.join(broken)} is not finite; measure the row again")
     for column in layout:
         having = [target for target, values in per_target.items() if column.key in values]
-        if having and len(having) < len(per_target):
+        if column.part and having and len(having) < len(per_target):
             raise DataError(
                 f"{name}: {column.part}.{column.metric} is measured on {', '.join(having)} only; "
                 f"run the part {column.part} for the other targets"
             )
-    cells = _cells(per_target)
-    if shares is not None:
-        if len(shares) != 2:
-            raise DataError(f"token_shares.{name}={list(shares)}: must be two percentages, [forget, boundary]")
-        cells |= {"forget_tokens_pct": Cell(shares[0]), "boundary_tokens_pct": Cell(shares[1])}
-    return Line(name, "ours", cells, per_target)
+    return Line(name, "ours", _cells(per_target), per_target, model=_model_of(documents))
 
 
 def _values(layout: Sequence[Column], document: Results) -> dict[str, float]:
     metrics = {part: entry["metrics"] for part, entry in document["parts"].items()}
-    return {c.key: metrics[c.part][c.metric]["value"] for c in layout if c.metric in metrics.get(c.part, {})}
+    values = {c.key: metrics[c.part][c.metric]["value"] for c in layout if c.metric in metrics.get(c.part, {})}
+    shares = (document.get("training") or {}).get("percent", {})
+    known = {key: shares.get(side) for key, side in TOKEN_SHARES.items() if key in {column.key for column in layout}}
+    return values | {key: share for key, share in known.items() if share is not None}
 
 
 def _cells(per_target: Mapping[str, Mapping[str, float]]) -> dict[str, Cell]:
     keys = dict.fromkeys(key for values in per_target.values() for key in values)
-    columns = {key: [values[key] for values in per_target.values()] for key in keys}
+    shared = [key for key in keys if all(key in values for values in per_target.values())]
+    columns = {key: [values[key] for values in per_target.values()] for key in shared}
     return {
         key: Cell(statistics.fmean(column), statistics.stdev(column) if len(column) > 1 else None)
         for key, column in columns.items()
@@ -176,7 +214,7 @@ def _with_differences(
             }
             for target, values in line.per_target.items()
         }
-        out.append(Line(line.name, line.source, {**line.cells, **_cells(per_target)}, per_target))
+        out.append(replace(line, cells=_cells(per_target), per_target=per_target))
     return (*layout, *extra), out
 
 
@@ -195,6 +233,7 @@ def read_published(path: str | Path, *, names: Sequence[str] | None = None, corp
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: there is no such file; give published=[] to print no published rows")
+    model = PAPERS.get(path.name, "an unknown model").format(corpus=(corpus or "").title())
     with path.open(encoding="utf-8", newline="") as file:
         rows = [row for row in csv.DictReader(file) if corpus is None or row.get("corpus", corpus) == corpus]
     weighted_by_probe = path.name.startswith("rwku_")
@@ -203,7 +242,7 @@ def read_published(path: str | Path, *, names: Sequence[str] | None = None, corp
         cells = {key: Cell(float(value)) for key, value in row.items() if key not in LABELS and value}
         if weighted_by_probe:
             cells = {f"{key}_probe" if key.endswith("_all") else key: cell for key, cell in cells.items()}
-        lines[row["method"]] = Line(row["method"], "published", cells, citation=row["source"])
+        lines[row["method"]] = Line(row["method"], "published", cells, citation=row["source"], model=model)
     if unknown := set(names or ()) - lines.keys():
         raise DataError(f"published: {path.name} has no {', '.join(sorted(unknown))}; it has {', '.join(lines)}")
     return list(lines.values()) if names is None else [lines[name] for name in names]
@@ -215,13 +254,15 @@ def _notes(
     targets = list(next(iter(rows.values())))
     spread = f"mean ± standard deviation over {len(targets)} targets" if len(targets) > 1 else f"target {targets[0]}"
     notes = [DEFINITIONS[kind], f"Ours: {spread}, one evaluator and one decoding for every row."]
+    notes += origin_notes(rows)
     if reference is not None:
         notes.append(f"Differences are to {reference}.")
     if published:
         papers = ", ".join(dict.fromkeys(line.citation for line in published))
+        models = ", ".join(dict.fromkeys(line.model for line in published))
         notes.append(
-            f"Published rows are figures printed by {papers}, with its own models and settings (data/paper/README.md); "
-            "they were not measured by us and are not comparable digit by digit."
+            f"Published rows are figures printed by {papers} for {models}, with their own settings "
+            "(data/paper/README.md); they were not measured by us and are not comparable digit by digit."
         )
     notes += [_step_note(name, documents) for name, documents in rows.items()]
     judges = {
@@ -234,6 +275,24 @@ def _notes(
     if kind == "rule" and judges:
         notes.append(f"Naturalness was judged by {', '.join(sorted(judges))}.")
     return tuple(notes)
+
+
+def origin_notes(rows: Mapping[str, Mapping[str, Results]]) -> list[str]:
+    """The model before unlearning, and the data: folder, source and the hash of the files that were measured."""
+    named: dict[str, list[str]] = {}
+    for name, documents in rows.items():
+        named.setdefault(_model_of(documents) or "not recorded", []).append(name)
+    words = [f"{model} ({', '.join(names)})" * (len(named) > 1) or model for model, names in named.items()]
+    documents = next(iter(rows.values()))
+    return [f"Model: {'; '.join(words)}.", f"Data: {'; '.join(map(_data_words, documents.values()))}."]
+
+
+def _data_words(document: Results) -> str:
+    source = document["data"].get("source") or {}
+    origin = f", from {source['from']}" if "from" in source else ""
+    revision = f" at {source['revision']}" if "revision" in source else ""
+    files = fingerprint({part: entry["data"] for part, entry in document["parts"].items()})
+    return f"{document['data']['path']}{origin}{revision}, sha256 {files[:12]}"
 
 
 def _step_note(name: str, documents: Mapping[str, Results]) -> str:

@@ -77,6 +77,9 @@ class DataConfig:
     RULE release chose them by the row's label, which gives the right reaction away"""
     override_chat_template: str | None = None
     """jinja chat template instead of the tokenizer's: a path ending in .jinja, or the text itself"""
+    chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
+    """further arguments of the chat template, for example ``{enable_thinking: false}``; one that the template does not
+    read is an error"""
     shuffle: bool = True
     """a new order of the training rows every epoch"""
     seed: int = 1

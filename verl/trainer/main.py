@@ -97,9 +97,11 @@ def check_overrides(config: PPOConfig) -> None:
 
 def read_datasets(config: PPOConfig, tokenizer: Any) -> tuple[Any, Any, Any]:
     """Training prompts; their twins with ``data.extra_prompt`` in front, or None; validation prompts, or None."""
+    from ..utils.chat import check_template_kwargs
     from ..utils.dataset import RLHFDataset, read_rows, with_extra_prompt
 
     data, noisy = config.data, None
+    check_template_kwargs(tokenizer, data.chat_template_kwargs, "data.chat_template_kwargs")
     options: dict[str, Any] = {
         "prompt_key": data.prompt_key,
         "answer_key": data.answer_key,
@@ -107,6 +109,7 @@ def read_datasets(config: PPOConfig, tokenizer: Any) -> tuple[Any, Any, Any]:
         "format_prompt": data.format_prompt,
         "mode": data.mode,
         "shots": read_rows(str(data.icl_file)) if data.icl_file else [],
+        "chat_template_kwargs": data.chat_template_kwargs,
         "filter_overlong_prompts": data.filter_overlong_prompts,
         "filter_overlong_prompts_workers": data.filter_overlong_prompts_workers,
     }

@@ -2,13 +2,20 @@
 
 import logging
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
-from .config import load
+from .config import HELP, load
 from .errors import ConfigError, DataError
 
 TIMED = "%(asctime)s %(levelname)s %(message)s"
+
+
+def show_help(argv: Sequence[str], text: str | None) -> None:
+    """--help of a command without a configuration: print its module docstring and leave with exit code 0."""
+    if HELP.intersection(argv):
+        sys.stdout.write(f"{text}\n")
+        raise SystemExit(0)
 
 
 def run_cli(config_class: type, run: Callable[[Any], Any], argv: list[str], log_format: str = "%(message)s") -> int:

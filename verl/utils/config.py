@@ -6,6 +6,7 @@ references are OmegaConf's; the types are checked here, because OmegaConf stops 
 """
 
 import dataclasses
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterator
@@ -18,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from .errors import ConfigError, bullet_list, closest
 
+HELP = {"--help", "-h"}
 Config = TypeVar("Config")
 Migration = Callable[[dict[str, Any]], None]
 
@@ -32,7 +34,13 @@ def load(cls: type[Config], argv: list[str], migrate: Migration | None = None) -
 
     Raises:
         ConfigError: listing every problem, a line each.
+        SystemExit: 0, after --help has printed every key.
     """
+    if HELP.intersection(argv):
+        from .describe import help_text
+
+        sys.stdout.write(help_text(cls))
+        raise SystemExit(0)
     problems: list[str] = []
     merged = _read(argv, migrate or (lambda layer: None), problems)
     config = _build(cls, merged, "", problems)

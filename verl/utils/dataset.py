@@ -7,8 +7,9 @@ shuffling are ``verl.trainer.data_loader``'s.
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -118,7 +119,8 @@ def _row_problem(row: Row, prompt_key: str, answer_key: str) -> str | None:
         if tag not in SPLIT_OF_TAG:
             return f'{answer_key}[0]={tag!r}: must be "<reject>" (forget) or "<normal>" (boundary)'
         need = 3 if tag == "<reject>" else 2
-        if len(solution) < need or not all(isinstance(part, str) and part for part in solution[:need]):
+        # An answer may be a number: rewards compare it as text.
+        if len(solution) < need or not all(isinstance(part, str | int | float) and part != "" for part in solution):
             form = '["<reject>", refusal, target]' if need == 3 else '["<normal>", answer]'
             return f"{answer_key}={solution!r}: must be {form}"
     return None
@@ -151,6 +153,7 @@ class RLHFDataset:
         data_path: what ``read_rows`` takes.
         format_prompt: jinja template with ``{{ content }}``: text, or a path ending in ``.jinja``.
         mode: column that is ``qa`` or ``completion``; a ``qa`` row is asked behind ``shots``, as MUSE asks.
+        chat_template_kwargs: further arguments of the chat template.
         filter_overlong_prompts: leave out prompts that are too long; otherwise one raises DataError.
     """
 
@@ -164,6 +167,7 @@ class RLHFDataset:
         format_prompt: str | None = None,
         mode: str | None = None,
         shots: Sequence[Row] = (),
+        chat_template_kwargs: Mapping[str, Any] | None = None,
         filter_overlong_prompts: bool = True,
         filter_overlong_prompts_workers: int = 16,
     ) -> None:
@@ -176,7 +180,7 @@ class RLHFDataset:
         self.prompt_key, self.answer_key = prompt_key, answer_key
         self.max_prompt_length = max_prompt_length
         self.template = jinja2.Template(read_template(format_prompt).strip()) if format_prompt else None
-        self.mode, self.shots = mode, shots
+        self.mode, self.shots, self.chat_template_kwargs = mode, shots, chat_template_kwargs
         self.prompts = [self._prompt(row) for row in self.rows]
         self.token_ids = self._encode_all(filter_overlong_prompts_workers)
         self.kept = self._keep(source, filter_overlong_prompts)
@@ -196,11 +200,11 @@ class RLHFDataset:
         return [*before, {**last, "content": self.template.render(content=last["content"])}]
 
     def _encode_all(self, workers: int) -> list[list[int]]:
+        encode = partial(encode_prompt, self.tokenizer, chat_template_kwargs=self.chat_template_kwargs)
         if len(self.prompts) < MANY_ROWS or workers < 2:
-            return [encode_prompt(self.tokenizer, prompt) for prompt in self.prompts]
+            return [encode(prompt) for prompt in self.prompts]
         with ProcessPoolExecutor(workers) as pool:
-            tokenizers = [self.tokenizer] * len(self.prompts)
-            return list(pool.map(encode_prompt, tokenizers, self.prompts, chunksize=512))
+            return list(pool.map(encode, self.prompts, chunksize=512))
 
     def _keep(self, source: str, filter_overlong: bool) -> list[int]:
         kept = [i for i, ids in enumerate(self.token_ids) if len(ids) <= self.max_prompt_length]

@@ -1,7 +1,7 @@
 """Scores that compare a generated text with a gold answer: ROUGE-L, containment and token F1.
 
-Rewards and metrics share these three, so that what is trained is what is measured. Detecting refusals is
-`verl.utils.refusal`; ROUGE with a stemmer, which MUSE asks for, comes from the `rouge-score` package.
+Rewards and metrics share these three, so that what is trained is what is measured. What a response is
+(refusal, answer, ...) says `verl.verdict`; ROUGE with a stemmer, which MUSE asks for, comes from `rouge-score`.
 """
 
 import re
@@ -10,6 +10,8 @@ import unicodedata
 from collections import Counter
 from collections.abc import Sequence
 from typing import NamedTuple
+
+from . import spelling
 
 
 class RougeL(NamedTuple):
@@ -98,14 +100,26 @@ def normalize(text: str) -> str:
     return " ".join(_ARTICLE.sub(" ", words).split()) or words
 
 
-def contains_answer(text: str, answer: str) -> bool:
-    """Whether the answer's words occur in the text, in order and side by side, both normalised.
+def contains_answer(text: str, answer: str | Sequence[str]) -> bool:
+    """Whether the answer (any one of several) occurs in the text: its words side by side, both normalised.
 
-    Bounded by words: "King" is in "Stephen King's" but not in "Kingston", and "18" not in "1918". An answer without a
-    letter or a digit is contained in nothing.
+    Bounded by words: "King" is in "Stephen King's" but not in "Kingston", and "18" not in "1918". Scripts that set no
+    space between words, or write particles and articles to them, are compared as `verl.utils.spelling` says. The same
+    answer may be written in other ways: a date in any order, a number as a word, a noun in the plural. An answer
+    without a letter or a digit is contained in nothing.
     """
+    answers = [answer] if isinstance(answer, str) else [str(each) for each in answer]
+    given = f" {normalize(text)} "
+    return any(_holds(text, given, each) for each in answers)
+
+
+def _holds(text: str, given: str, answer: str) -> bool:
+    if spelling.written_otherwise(answer):
+        return spelling.same_in_script(text, answer)
     wanted = normalize(answer)
-    return bool(wanted) and f" {wanted} " in f" {normalize(text)} "
+    if not wanted:
+        return False
+    return f" {wanted} " in given or spelling.same_said(text, given.strip(), answer, wanted)
 
 
 def token_f1(prediction: str, answers: str | Sequence[str]) -> float:

@@ -14,12 +14,10 @@ if TYPE_CHECKING:
 def parts(config: "EvalConfig") -> "list[Part]":
     """The suite's parts in the order they are measured."""
     # The evaluator's config imports this package's config, so the parts, which import torch, are loaded when asked for.
+    from ..probes import Asking
     from .memorization import knowmem_part, verbmem_part
     from .privacy import privleak_part
 
-    return [
-        verbmem_part(config.muse),
-        knowmem_part("forget", config.muse),
-        knowmem_part("retain", config.muse),
-        privleak_part(config),
-    ]
+    asking = Asking.of(config)
+    knowmem = [knowmem_part(split, config.muse, asking) for split in ("forget", "retain")]
+    return [verbmem_part(config.muse, asking), *knowmem, privleak_part(config)]

@@ -6,7 +6,6 @@ positions are cut. The AUC against the retain split, which the training has seen
 Left out: MUSE's other attacks.
 """
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,9 @@ from verl.utils.errors import DataError
 from verl.utils.tokenizer import get_tokenizer
 
 from ..config import EvalConfig
-from ..likelihood import LikelihoodModel, load_model, token_log_probs
+from ..likelihood import LikelihoodModel, encode_texts, load_model, token_log_probs
+from ..reading import as_text, read_list
 from ..results import Part, Row, Scores, model_identity
-from .memorization import encode_raw
 from .metrics import forget_holdout_auc, min_k_loss, priv_leak
 
 SPLITS = ("forget", "retain", "holdout")
@@ -33,10 +32,9 @@ def privleak_part(config: EvalConfig) -> Part:
 
     def run(data: Path, scorer: LikelihoodModel) -> list[Row]:
         rows = read(data)
-        texts = [row["text"] for row in rows]
-        losses = {"loss": min_k_losses(scorer, texts, muse.min_k, "privleak")}
+        losses = {"loss": min_k_losses(scorer, rows, muse.min_k, "privleak")}
         if muse.retrain_model is not None:
-            losses["retrain_loss"] = min_k_losses(_load(muse.retrain_model, config), texts, muse.min_k, "retrained")
+            losses["retrain_loss"] = min_k_losses(_load(muse.retrain_model, config), rows, muse.min_k, "retrained")
         return [{**row, **{key: values[i] for key, values in losses.items()}} for i, row in enumerate(rows)]
 
     def score(rows: list[Row]) -> Scores:
@@ -45,7 +43,7 @@ def privleak_part(config: EvalConfig) -> Part:
     decoding: dict[str, Any] = {"min_k": muse.min_k, "text": "raw, behind BOS", "auc_retrain": muse.auc_retrain}
     if muse.retrain_model is not None:
         decoding["retrain_model"] = model_identity(Path(muse.retrain_model))
-    return Part("privleak", "likelihood", FILES, decoding, run, score, read)
+    return Part("privleak", "likelihood", FILES, decoding, run, score, read, texts=read)
 
 
 def read_texts(path: Path) -> list[str]:
@@ -54,25 +52,16 @@ def read_texts(path: Path) -> list[str]:
     Raises:
         DataError: naming the file and the first row that is neither.
     """
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: is not valid JSON: {error}") from error
-    if not isinstance(rows, list) or not rows:
-        raise DataError(f"{path}: must hold a list of at least one text")
-    texts = [row.get("text") if isinstance(row, dict) else row for row in rows]
+    texts = [row.get("text") if isinstance(row, dict) else row for row in read_list(path)]
     for number, text in enumerate(texts):
-        if not isinstance(text, str) or not text.strip():
+        if not isinstance(text, str):
             raise DataError(f'{path}: row {number} is neither a text nor an object with "text"')
-    return texts
+    return [as_text(text, f"{path}: row {number}", "text") for number, text in enumerate(texts)]
 
 
-def min_k_losses(scorer: LikelihoodModel, texts: list[str], k: float, desc: str) -> list[float]:
-    """Min-K% loss (nats a token) of each text under the model."""
-    sequences = [scorer.fit(encode_raw(scorer.tokenizer, text), keep="first") for text in texts]
-    short = [number for number, ids in enumerate(sequences) if len(ids) < 2]
-    if short:
-        raise DataError(f"{desc}: text {short[0]} has fewer than two tokens, so nothing in it is predicted; remove it")
+def min_k_losses(scorer: LikelihoodModel, rows: list[Row], k: float, desc: str) -> list[float]:
+    """Min-K% loss (nats a token) of each row's text under the model."""
+    sequences = [scorer.fit(ids, keep="first") for ids in encode_texts(scorer.tokenizer, rows)]
     log_probs = token_log_probs(scorer.model, sequences, token_budget=scorer.token_budget, desc=desc)
     return [min_k_loss(values, k) for values in log_probs]
 

@@ -1,37 +1,46 @@
-"""General abilities: MMLU (5 shots), TruthfulQA MC1 (6 shots) and TriviaQA (6 shots).
+"""General abilities: MMLU (5 shots), TruthfulQA MC1 and MC2 (6 shots) and TriviaQA (6 shots).
 
-MMLU's shots come with the data; the others' are ours (``shots.json``) and no question of theirs is in the benchmarks.
+MMLU's shots come with the data; the others' stand in their prompts, and no question of theirs is in the benchmarks.
 """
 
-import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
-from verl.utils.chat import encode_prompt
 from verl.utils.errors import DataError
 from verl.utils.text import token_f1
 
 from ..generation import Generator
 from ..likelihood import LikelihoodModel, next_token_log_probs, token_log_probs
-from ..probes import answer_prefix, read_rows
+from ..probes import USUAL, Asking, judged_text
+from ..reading import answer_list, as_text, read_rows
 from ..results import Part, Row, Scores
+from .reasoning import squad_words
 
 LETTERS = "ABCD"
 MMLU_FILE, TRUTHFULQA_FILE, TRIVIAQA_FILE = "retain_mmlu.json", "truthful.json", "triviaqa.json"
 TRIVIAQA_NEW_TOKENS = 30
 
 
-def shots(name: str) -> str:
-    """Our six worked examples for a benchmark, as "Q:" and "A:" lines."""
-    examples = json.loads((Path(__file__).parent / "shots.json").read_text(encoding="utf-8"))[name]
-    return "\n\n".join(f"Q: {question}\nA: {answer}" for question, answer in examples)
-
-
-def mmlu_part() -> Part:
+def mmlu_part(asking: Asking = USUAL) -> Part:
     """Accuracy of the most likely next letter."""
-    decoding = {"shots": 5, "scoring": "argmax over the letters' next-token log-probs"}
-    return Part("mmlu", "likelihood", (MMLU_FILE,), decoding, run_mmlu, score_mmlu, mmlu_rows)
+    scoring = {"shots": 5, "scoring": "argmax over the letters' next-token log-probs"}
+    decoding = {**scoring, **asking.facts(), "prompts": asking.prompts.only("mmlu", "answer")}
+
+    def run(data: Path, scorer: LikelihoodModel) -> list[Row]:
+        rows, tokenizer = mmlu_rows(data), scorer.tokenizer
+        letters = [tokenizer.encode(f" {letter}", add_special_tokens=False)[-1] for letter in LETTERS]
+        if len(set(letters)) < len(LETTERS):
+            raise DataError(
+                f"{MMLU_FILE}: the tokenizer gives the letters {LETTERS} no distinct last tokens ({letters})"
+            )
+        asked = [asking.opened(tokenizer, "answer", mmlu_prompt(row, asking)) for row in rows]
+        prompts = [scorer.fit(ids) for ids in asked]
+        log_probs = next_token_log_probs(scorer.model, prompts, letters, token_budget=scorer.token_budget, desc="mmlu")
+        return [_answered(row, values) for row, values in zip(rows, log_probs, strict=True)]
+
+    return Part("mmlu", "likelihood", (MMLU_FILE,), decoding, run, score_mmlu, mmlu_rows)
 
 
 def mmlu_rows(data: Path) -> list[Row]:
@@ -40,40 +49,34 @@ def mmlu_rows(data: Path) -> list[Row]:
     Raises:
         DataError: a question or an example without four choices of which ``answer`` (0 to 3) is one.
     """
-    rows = read_rows(data / MMLU_FILE, ["task", "question", "choices", "answer", "examples"])
+    rows = read_rows(data / MMLU_FILE, ["task", "question"], others=["choices", "answer", "examples"])
     for number, row in enumerate(rows):
+        where = f"{data / MMLU_FILE}: row {number}"
+        if not isinstance(row["examples"], list) or not all(isinstance(one, dict) for one in row["examples"]):
+            raise DataError(f"{where}: examples must be a list of questions")
         for question in (row, *row["examples"]):
-            if len(question["choices"]) != len(LETTERS) or question["answer"] not in range(len(LETTERS)):
-                raise DataError(f"{data / MMLU_FILE}: row {number} needs four choices and an answer from 0 to 3")
+            choices, answer = question.get("choices"), question.get("answer")
+            if not isinstance(choices, list) or len(choices) != len(LETTERS) or answer not in range(len(LETTERS)):
+                raise DataError(f"{where} needs four choices and an answer from 0 to 3, not {answer!r}")
+            as_text(question.get("question"), where, "question")
+            question["choices"] = [as_text(choice, where, "choices") for choice in choices]
     return rows
 
 
-def run_mmlu(data: Path, scorer: LikelihoodModel) -> list[Row]:
-    rows = mmlu_rows(data)
-    letters = [scorer.tokenizer.encode(f" {letter}", add_special_tokens=False)[-1] for letter in LETTERS]
-    if len(set(letters)) < len(LETTERS):
-        raise DataError(f"{MMLU_FILE}: the tokenizer gives the letters {LETTERS} no distinct last tokens ({letters})")
-    prompts = [
-        scorer.fit(encode_prompt(scorer.tokenizer, mmlu_prompt(row)) + answer_prefix(scorer.tokenizer)) for row in rows
-    ]
-    log_probs = next_token_log_probs(scorer.model, prompts, letters, token_budget=scorer.token_budget, desc="mmlu")
-    return [
-        {
-            **{key: row[key] for key in ("task", "question", "choices", "answer")},
-            "log_probs": [float(value) for value in values],
-            "prediction": int(np.argmax(values)),
-            "correct": float(np.argmax(values) == row["answer"]),
-        }
-        for row, values in zip(rows, log_probs, strict=True)
-    ]
+def _answered(row: Row, values: np.ndarray) -> Row:
+    return {
+        **{key: row[key] for key in ("task", "question", "choices", "answer")},
+        "log_probs": [float(value) for value in values],
+        "prediction": int(np.argmax(values)),
+        "correct": float(np.argmax(values) == row["answer"]),
+    }
 
 
-def mmlu_prompt(row: Row) -> str:
-    """The five examples of the question's subject with their answers, then the question; ours in wording."""
-    subject = row["task"].replace("_", " ")
+def mmlu_prompt(row: Row, asking: Asking = USUAL) -> str:
+    """The five examples of the question's subject with their answers, then the question."""
     solved = [f"{_question(example)}\nAnswer: {LETTERS[example['answer']]}" for example in row["examples"]]
-    header = f"Multiple-choice questions about {subject}, each followed by the letter of its answer."
-    return "\n\n".join([header, *solved, f"Give the letter of the answer to this question.\n\n{_question(row)}"])
+    columns = {"task": row["task"].replace("_", " "), "examples": "\n\n".join(solved), "question": _question(row)}
+    return asking.prompts.fill("mmlu", row, **columns)
 
 
 def _question(row: Row) -> str:
@@ -85,50 +88,66 @@ def score_mmlu(rows: list[Row]) -> Scores:
     return Scores({"accuracy": [100 * row["correct"] for row in rows]})
 
 
-def truthfulqa_part() -> Part:
-    """MC1: the true choice is the most likely one (Lin et al. 2022)."""
-    decoding = {"shots": shots("truthfulqa"), "scoring": "summed log-prob of the choice"}
-    return Part(
-        "truthfulqa", "likelihood", (TRUTHFULQA_FILE,), decoding, run_truthfulqa, score_truthfulqa, truthfulqa_rows
-    )
+def truthfulqa_part(asking: Asking = USUAL) -> Part:
+    """MC1: the true choice is the likeliest. MC2: the true choices' share of the probability (Lin et al. 2022)."""
+    words = asking.prompts.only("truthfulqa", "short_answer")
+    decoding = {"scoring": "summed log-prob of the choice", **asking.facts(), "prompts": words}
+
+    def run(data: Path, scorer: LikelihoodModel) -> list[Row]:
+        rows = truthfulqa_rows(data)
+        asked = [(row, choice) for row in rows for choice in _choices(row)]
+        sequences, lengths = [], []
+        for row, choice in asked:
+            answer = scorer.tokenizer.encode(f" {choice}", add_special_tokens=False)
+            sequences.append(scorer.fit(_few_shot_prompt(scorer.tokenizer, "truthfulqa", row, asking) + answer))
+            lengths.append(len(answer))
+        log_probs = token_log_probs(scorer.model, sequences, token_budget=scorer.token_budget, desc="truthfulqa")
+        totals = iter([float(values[-length:].sum()) for values, length in zip(log_probs, lengths, strict=True)])
+        return [_chosen(row, {choice: next(totals) for choice in _choices(row)}) for row in rows]
+
+    return Part("truthfulqa", "likelihood", (TRUTHFULQA_FILE,), decoding, run, score_truthfulqa, truthfulqa_rows)
 
 
 def truthfulqa_rows(data: Path) -> list[Row]:
     """TruthfulQA's questions.
 
     Raises:
-        DataError: a question without both a true and a false choice, or with choices that lack their label.
+        DataError: a question without both a true and a false choice, or with choices that lack their label; a file
+            whose questions have ``mc2_targets`` here and there.
     """
-    rows = read_rows(data / TRUTHFULQA_FILE, ["question", "mc1_targets"])
+    rows = read_rows(data / TRUTHFULQA_FILE, ["question"], others=["mc1_targets"])
+    kinds = [key for key in ("mc1_targets", "mc2_targets") if any(key in row for row in rows)]
     for number, row in enumerate(rows):
-        labels = row["mc1_targets"]["labels"]
-        if set(labels) != {0, 1} or len(labels) != len(row["mc1_targets"]["choices"]):
-            raise DataError(f"{data / TRUTHFULQA_FILE}: row {number} needs a label, 0 or 1, for each choice, and both")
+        for kind in kinds:
+            where = f"{data / TRUTHFULQA_FILE}: row {number}"
+            targets = row.get(kind)
+            choices, labels = (targets.get(key) if isinstance(targets, dict) else None for key in ("choices", "labels"))
+            if not isinstance(choices, list) or not isinstance(labels, list) or len(choices) != len(labels):
+                raise DataError(f"{where} needs a label, 0 or 1, for each of the choices of {kind}, and both")
+            if set(map(str, labels)) != {"0", "1"}:
+                raise DataError(f"{where} needs a label, 0 or 1, for each of the choices of {kind}, and both")
+            targets["choices"] = [as_text(choice, where, kind) for choice in choices]
     return rows
 
 
-def run_truthfulqa(data: Path, scorer: LikelihoodModel) -> list[Row]:
-    rows = truthfulqa_rows(data)
-    sequences, lengths = [], []
-    for row in rows:
-        prompt = _few_shot_prompt(scorer.tokenizer, "truthfulqa", row["question"])
-        for choice in row["mc1_targets"]["choices"]:
-            answer = scorer.tokenizer.encode(f" {choice}", add_special_tokens=False)
-            sequences.append(scorer.fit(prompt + answer))
-            lengths.append(len(answer))
-    log_probs = token_log_probs(scorer.model, sequences, token_budget=scorer.token_budget, desc="truthfulqa")
-    totals = iter([float(values[-length:].sum()) for values, length in zip(log_probs, lengths, strict=True)])
-    out = []
-    for row in rows:
-        scores = [next(totals) for _ in row["mc1_targets"]["choices"]]
-        out.append(
-            {
-                **{key: row[key] for key in ("question", "mc1_targets")},
-                "log_probs": scores,
-                "mc1": mc1(scores, row["mc1_targets"]["labels"]),
-            }
-        )
-    return out
+def _choices(row: Row) -> list[str]:
+    """Every choice of a question once; most stand in both of its lists."""
+    return list(dict.fromkeys(choice for key in TARGETS if key in row for choice in row[key]["choices"]))
+
+
+TARGETS = {"mc1_targets": "log_probs", "mc2_targets": "mc2_log_probs"}
+"""Column of choices to column of their scores."""
+
+
+def _chosen(row: Row, scores: dict[str, float]) -> Row:
+    found: Row = {"question": row["question"]}
+    for key, name in TARGETS.items():
+        if key in row:
+            found |= {key: row[key], name: [scores[choice] for choice in row[key]["choices"]]}
+    found["mc1"] = mc1(found["log_probs"], row["mc1_targets"]["labels"])
+    if "mc2_targets" in row:
+        found["mc2"] = mc2(found["mc2_log_probs"], row["mc2_targets"]["labels"])
+    return found
 
 
 def mc1(log_probs: list[float], labels: list[int]) -> float:
@@ -137,19 +156,33 @@ def mc1(log_probs: list[float], labels: list[int]) -> float:
     return float(max(value for value, label in zip(log_probs, labels, strict=True) if label) > best_false)
 
 
+def mc2(log_probs: list[float], labels: list[int]) -> float:
+    """The probability of the true choices in the probability of all choices, 0 to 1.
+
+    Relative to the likeliest choice, so that long choices, whose probabilities are 0 in floating point, have a share.
+    """
+    probs = np.exp(np.array(log_probs) - max(log_probs))
+    return float(probs[np.array(labels) == 1].sum() / probs.sum())
+
+
 def score_truthfulqa(rows: list[Row]) -> Scores:
-    return Scores({"mc1": [100 * row["mc1"] for row in rows]})
+    return Scores({name: [100 * row[name] for row in rows] for name in ("mc1", "mc2") if name in rows[0]})
 
 
-def triviaqa_part() -> Part:
-    """Token F1 of a short answer, the best over the accepted aliases (Joshi et al. 2017)."""
-    decoding = {
-        "temperature": 0.0,
-        "max_new_tokens": TRIVIAQA_NEW_TOKENS,
-        "stop": ["\n"],
-        "shots": shots("triviaqa"),
-    }
-    return Part("triviaqa", "generation", (TRIVIAQA_FILE,), decoding, run_triviaqa, score_triviaqa, triviaqa_rows)
+def triviaqa_part(asking: Asking = USUAL) -> Part:
+    """Token F1 and exact match of a short answer, the best over the accepted aliases (Joshi et al. 2017).
+
+    No stop string and no first line: RWKU scores all that the model writes in 30 tokens.
+    """
+    decoding = asking.decoding(TRIVIAQA_NEW_TOKENS, prompts=asking.prompts.only("triviaqa", "short_answer"))
+
+    def run(data: Path, generator: Generator) -> list[Row]:
+        rows = triviaqa_rows(data)
+        prompts = [_few_shot_prompt(generator.tokenizer, "triviaqa", row, asking) for row in rows]
+        responses = generator.generate(prompts, max_new_tokens=TRIVIAQA_NEW_TOKENS, desc="triviaqa")
+        return [_matched(row, response) for row, response in zip(rows, responses, strict=True)]
+
+    return Part("triviaqa", "generation", (TRIVIAQA_FILE,), decoding, run, score_triviaqa, triviaqa_rows)
 
 
 def triviaqa_rows(data: Path) -> list[Row]:
@@ -158,26 +191,19 @@ def triviaqa_rows(data: Path) -> list[Row]:
     Raises:
         DataError: a question without an accepted answer.
     """
-    rows = read_rows(data / TRIVIAQA_FILE, ["question", "answers"])
-    for number, row in enumerate(rows):
-        if not row["answers"]:
-            raise DataError(f"{data / TRIVIAQA_FILE}: row {number} accepts no answer")
-    return rows
+    rows = read_rows(data / TRIVIAQA_FILE, ["question"], answers=["answers"])
+    return [{**row, "answers": answer_list(row["answers"])} for row in rows]
 
 
-def run_triviaqa(data: Path, generator: Generator) -> list[Row]:
-    rows = triviaqa_rows(data)
-    prompts = [_few_shot_prompt(generator.tokenizer, "triviaqa", row["question"]) for row in rows]
-    responses = generator.generate(prompts, max_new_tokens=TRIVIAQA_NEW_TOKENS, stop=["\n"], desc="triviaqa")
-    return [
-        {**row, "response": response, "f1": token_f1(response, row["answers"])}
-        for row, response in zip(rows, responses, strict=True)
-    ]
+def _matched(row: Row, response: str) -> Row:
+    text = judged_text(response)
+    same = any(squad_words(text) == squad_words(answer) for answer in row["answers"])
+    return {**row, "response": response, "f1": token_f1(text, row["answers"]), "exact_match": float(same)}
 
 
-def _few_shot_prompt(tokenizer: object, name: str, question: str) -> list[int]:
-    return encode_prompt(tokenizer, f"{shots(name)}\n\nQ: {question}") + answer_prefix(tokenizer, "A:")
+def _few_shot_prompt(tokenizer: Any, name: str, row: Row, asking: Asking) -> list[int]:
+    return asking.opened(tokenizer, "short_answer", asking.prompts.fill(name, row))
 
 
 def score_triviaqa(rows: list[Row]) -> Scores:
-    return Scores({"f1": [100 * row["f1"] for row in rows]})
+    return Scores({name: [100 * row[name] for row in rows] for name in ("f1", "exact_match")})

@@ -6,10 +6,9 @@ from pathlib import Path
 
 import numpy as np
 
-from verl.utils.chat import encode_prompt
-
 from ..generation import Generator
-from ..probes import read_rows
+from ..probes import USUAL, Asking, judged_text
+from ..reading import read_rows
 from ..results import Part, Row, Scores
 
 FILE = "fluency.json"
@@ -19,24 +18,24 @@ WEIGHTS = {2: 2 / 3, 3: 4 / 3}
 SCALE = 100.0
 
 
-def fluency_part() -> Part:
+def fluency_part(asking: Asking = USUAL) -> Part:
     """Mean n-gram entropy of answers to open instructions, in bits times 100; collapsed models score low."""
-    decoding = {"temperature": 0.0, "max_new_tokens": MAX_NEW_TOKENS, "stop": None}
+    decoding = asking.decoding(MAX_NEW_TOKENS, prompts=asking.prompts.only("fluency"))
+
+    def run(data: Path, generator: Generator) -> list[Row]:
+        rows = load(data)
+        prompts = [asking.encode(generator.tokenizer, asking.prompts.fill("fluency", row)) for row in rows]
+        responses = generator.generate(prompts, max_new_tokens=MAX_NEW_TOKENS, desc="fluency")
+        return [
+            {**row, "response": response, "entropy": ngram_entropy(judged_text(response))}
+            for row, response in zip(rows, responses, strict=True)
+        ]
+
     return Part("fluency", "generation", (FILE,), decoding, run, score, load)
 
 
 def load(data: Path) -> list[Row]:
     return read_rows(data / FILE, ["instruction"])
-
-
-def run(data: Path, generator: Generator) -> list[Row]:
-    rows = load(data)
-    prompts = [encode_prompt(generator.tokenizer, row["instruction"]) for row in rows]
-    responses = generator.generate(prompts, max_new_tokens=MAX_NEW_TOKENS, desc="fluency")
-    return [
-        {**row, "response": response, "entropy": ngram_entropy(response)}
-        for row, response in zip(rows, responses, strict=True)
-    ]
 
 
 def ngram_entropy(text: str) -> float:

@@ -1,48 +1,60 @@
-"""The forget, neighbor and Atlas utility parts: ROUGE-L recall, refusal rate and containment of short answers."""
+"""The forget, neighbor and Atlas utility parts: ROUGE-L recall, verdicts and containment of short answers."""
 
 from functools import partial
 from pathlib import Path
 
-from ..config import PromptStyle
+from verl.utils.errors import DataError
+
 from ..generation import Generator
-from ..probes import ask, column_scores, decoding, read_rows
+from ..probes import Asking, ask, column_scores, probe_decoding
+from ..reading import read_rows
 from ..results import Part, Row
 
 FORGET_FILES = {"fb": "forget_level1.json", "qa": "forget_level2.json", "aa": "forget_level3.json"}
 NEIGHBOR_FILES = {"fb": "neighbor_level1.json", "qa": "neighbor_level2.json"}
 UTILITY_FILE = "retain_atlas.json"
+LEVELS = {"fb": "1", "qa": "2", "aa": "3"}
 
 
 def load_probes(data: Path, files: dict[str, str]) -> list[Row]:
-    """Rows of the files, each with its column's name added."""
-    keys = {"aa": ["query", "answer", "type"]}
-    return [
-        {**row, "column": column}
-        for column, name in files.items()
-        for row in read_rows(data / name, keys.get(column, ["query", "answer"]))
-    ]
+    """Rows of the files, each with its column's name added.
+
+    Raises:
+        DataError: a row without a text in one of its columns, or of another level than its file.
+    """
+    probes = []
+    for column, name in files.items():
+        texts = ["query", "type"] if column == "aa" else ["query"]
+        for number, row in enumerate(read_rows(data / name, texts, answers=["answer"])):
+            level = LEVELS.get(column)
+            if level is not None and str(row.get("level", level)) != level:
+                raise DataError(
+                    f"{data / name}: row {number}: level={row['level']!r}, but the file is of level {level}"
+                )
+            probes.append({**row, "column": column})
+    return probes
 
 
-def forget_part(style: PromptStyle, system: str | None = None) -> Part:
+def forget_part(asking: Asking) -> Part:
     """Fill-in-the-blank, question and adversarial probes about the target (levels 1, 2, 3); lower is better."""
-    return _part("forget", FORGET_FILES, style, system)
+    return _part("forget", FORGET_FILES, asking)
 
 
-def neighbor_part(style: PromptStyle, system: str | None = None) -> Part:
+def neighbor_part(asking: Asking) -> Part:
     """Fill-in-the-blank and question probes about what is near the target; higher is better."""
-    return _part("neighbor", NEIGHBOR_FILES, style, system)
+    return _part("neighbor", NEIGHBOR_FILES, asking)
 
 
-def utility_part(style: PromptStyle, system: str | None = None) -> Part:
+def utility_part(asking: Asking) -> Part:
     """General knowledge of the Atlas world, in one column named ``utility``; higher is better."""
-    return _part("utility", {"utility": UTILITY_FILE}, style, system)
+    return _part("utility", {"utility": UTILITY_FILE}, asking)
 
 
-def _part(name: str, files: dict[str, str], style: PromptStyle, system: str | None) -> Part:
+def _part(name: str, files: dict[str, str], asking: Asking) -> Part:
     load = partial(load_probes, files=files)
 
     def run(data: Path, generator: Generator) -> list[Row]:
-        return ask(generator, load(data), style, system, desc=name)
+        return ask(generator, load(data), asking, desc=name)
 
     score = partial(column_scores, columns=list(files))
-    return Part(name, "generation", tuple(files.values()), decoding(style, system), run, score, load)
+    return Part(name, "generation", tuple(files.values()), probe_decoding(asking), run, score, load)

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from ..likelihood import LikelihoodModel, TokenStatistics, token_statistics
+from ..likelihood import LikelihoodModel, TokenStatistics, encode_texts, token_statistics
 from ..muse.metrics import min_k_loss
-from ..probes import read_rows
+from ..reading import read_rows
 from ..results import Part, Row, Scores
 
 FILES = {"fm": "forget_mia.json", "rm": "retain_mia.json"}
@@ -23,7 +23,8 @@ METHODS = ("loss", "zlib", "min_k", "min_k_pp")
 
 def mia_part() -> Part:
     """FM and RM by LOSS, Zlib, Min-K% and Min-K%++."""
-    return Part("mia", "likelihood", tuple(FILES.values()), {"k": K, "text": "raw, behind BOS"}, run, score, load)
+    decoding = {"k": K, "text": "raw, behind BOS"}
+    return Part("mia", "likelihood", tuple(FILES.values()), decoding, run, score, load, texts=load)
 
 
 def load(data: Path) -> list[Row]:
@@ -32,9 +33,7 @@ def load(data: Path) -> list[Row]:
 
 def run(data: Path, scorer: LikelihoodModel) -> list[Row]:
     rows = load(data)
-    bos = [] if scorer.tokenizer.bos_token_id is None else [scorer.tokenizer.bos_token_id]
-    ids = [bos + scorer.tokenizer.encode(row["text"], add_special_tokens=False) for row in rows]
-    kept = [scorer.fit(sequence, keep="first") for sequence in ids]
+    kept = [scorer.fit(ids, keep="first") for ids in encode_texts(scorer.tokenizer, rows)]
     statistics = token_statistics(scorer.model, kept, token_budget=scorer.token_budget, desc="mia")
     return [
         {**row, "tokens": len(values.log_probs), **membership_scores(values, row["text"])}

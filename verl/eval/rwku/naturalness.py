@@ -7,11 +7,10 @@ Grading is ``verl.eval.judge``'s; what the judge said is kept in ``OUT/judge_cac
 from functools import partial
 from pathlib import Path
 
-from verl.utils.chat import encode_prompt
-
 from .. import judge
 from ..config import EvalConfig
 from ..generation import Generator
+from ..probes import Asking, judged_text
 from ..results import Part, Row
 from .forget import FORGET_FILES, load_probes
 
@@ -20,7 +19,7 @@ def naturalness_parts(config: EvalConfig) -> list[Part]:
     """The part, where the config names a judge; else nothing."""
     if config.judge.base_url is None:
         return []
-    prompts = judge.read_prompts(config.judge.prompts)
+    prompts, asking = judge.read_prompts(config.judge.prompts), Asking.of(config)
     connect = partial(judge.connect, config.judge, Path(config.out) / "judge_cache.jsonl")
 
     def check(data: Path) -> None:
@@ -30,17 +29,11 @@ def naturalness_parts(config: EvalConfig) -> list[Part]:
     def run(data: Path, generator: Generator) -> list[Row]:
         probes = load_probes(data, FORGET_FILES)
         endpoint = connect()
-        asked = [encode_prompt(generator.tokenizer, probe["query"], config.system_prompt) for probe in probes]
+        asked = [asking.encode(generator.tokenizer, probe["query"]) for probe in probes]
         replies = generator.generate(asked, max_new_tokens=config.judge.max_new_tokens, desc="naturalness")
-        rows = [{**probe, "response": reply} for probe, reply in zip(probes, replies, strict=True)]
+        rows = [{**probe, "response": judged_text(reply)} for probe, reply in zip(probes, replies, strict=True)]
         return judge.grade(rows, endpoint, prompts)
 
-    decoding = {
-        "temperature": 0.0,
-        "max_new_tokens": config.judge.max_new_tokens,
-        "prompt_style": "plain",
-        "system_prompt": config.system_prompt,
-        "judge": config.judge.model,
-        "judge_prompts_sha256": prompts.sha256,
-    }
+    judged = {"judge": config.judge.model, "judge_prompts_sha256": prompts.sha256}
+    decoding = asking.decoding(config.judge.max_new_tokens, prompt_style="plain", **judged)
     return [Part("naturalness", "generation", tuple(FORGET_FILES.values()), decoding, run, judge.score, check)]

@@ -4,24 +4,26 @@ import re
 import string
 from pathlib import Path
 
-from verl.utils.chat import encode_prompt
-
 from ..generation import Generator
-from ..probes import answer_prefix, read_rows
+from ..probes import NO_ANSWER, USUAL, Asking, judged_text
+from ..reading import read_rows
 from ..results import Part, Row, Scores
 
 FILE = "retain_bbh.json"
 MAX_NEW_TOKENS = 256
-STOP = ["\n\nQ:"]
-INSTRUCTION = (
-    "Solve the next problem in the same way: reason step by step, and finish with a sentence that begins "
-    '"So the answer is".'
-)
+NEXT_QUESTION = "\n\nQ:"
 
 
-def bbh_part() -> Part:
-    """3-shot chain of thought; the shots come with the data."""
-    decoding = {"temperature": 0.0, "max_new_tokens": MAX_NEW_TOKENS, "stop": STOP, "prompt": INSTRUCTION}
+def bbh_part(asking: Asking = USUAL) -> Part:
+    """3-shot chain of thought; the shots come with the data. No stop string: RWKU has none."""
+    decoding = asking.decoding(MAX_NEW_TOKENS, prompts=asking.prompts.only("bbh", "short_answer"))
+
+    def run(data: Path, generator: Generator) -> list[Row]:
+        rows = load(data)
+        prompts = [asking.opened(generator.tokenizer, "short_answer", bbh_prompt(row, asking)) for row in rows]
+        responses = generator.generate(prompts, max_new_tokens=MAX_NEW_TOKENS, desc="bbh")
+        return [_scored(row, response) for row, response in zip(rows, responses, strict=True)]
+
     return Part("bbh", "generation", (FILE,), decoding, run, score, load)
 
 
@@ -29,29 +31,29 @@ def load(data: Path) -> list[Row]:
     return read_rows(data / FILE, ["task", "question", "answer", "cot"])
 
 
-def run(data: Path, generator: Generator) -> list[Row]:
-    rows = load(data)
-    tokenizer = generator.tokenizer
-    prompts = [
-        encode_prompt(tokenizer, f"{row['cot'].strip()}\n\n{INSTRUCTION}\n\nQ: {row['question']}")
-        + answer_prefix(tokenizer, "A:")
-        for row in rows
-    ]
-    responses = generator.generate(prompts, max_new_tokens=MAX_NEW_TOKENS, stop=STOP, desc="bbh")
-    return [
-        {
-            **{key: row[key] for key in ("task", "question", "answer")},
-            "response": response,
-            "prediction": (prediction := extract_answer(response)),
-            "exact_match": float(exact_match(prediction, row["answer"])),
-            "exact_match_over_characters": float(exact_match_over_characters(prediction, row["answer"])),
-        }
-        for row, response in zip(rows, responses, strict=True)
-    ]
+def bbh_prompt(row: Row, asking: Asking) -> str:
+    """The worked examples and the question."""
+    return asking.prompts.fill("bbh", row, cot=row["cot"].strip())
+
+
+def _scored(row: Row, response: str) -> Row:
+    text = judged_text(response)
+    prediction = extract_answer(text)
+    return {
+        **{key: row[key] for key in ("task", "question", "answer")},
+        "response": response,
+        "prediction": prediction,
+        "exact_match": float(exact_match(prediction, row["answer"])),
+        "exact_match_over_characters": float(exact_match_over_characters(text, row["answer"])),
+    }
 
 
 def extract_answer(response: str) -> str:
-    """What stands between the first "the answer is" and the end of its sentence or line; without one, all of it."""
+    """What stands between the first "the answer is" and the end of its sentence or line; without one, all of it.
+
+    A question that the model goes on to ask, and all behind it, is not part of the response.
+    """
+    response = response.split(NEXT_QUESTION)[0]
     match = re.search(r"the answer is:?\s*(.*?)(?:\.(?=\s|$)|\n|$)", response, flags=re.IGNORECASE)
     return (match.group(1) if match else response).strip()
 
@@ -70,16 +72,21 @@ def _fold(text: str) -> str:
     return re.sub(r"^\(([a-z])\)$", r"\1", folded)
 
 
-def exact_match_over_characters(prediction: str, answer: str) -> bool:
-    """RWKU's published behaviour, kept to compare with its table and for nothing else.
+def exact_match_over_characters(response: str, answer: str) -> bool:
+    """RWKU's published score of a whole response, kept to compare with its table and for nothing else.
 
-    It iterates over the answer's characters as if they were alternative answers: "True" never matches "True", and a
-    prediction that normalises to nothing, such as "(A)", matches any "(B)".
+    The prediction is what stands on one line between the first "The answer is " or "the answer is " and the next
+    period; without the words, the blank behind them or the period it is the whole response, and an empty one is
+    NOANSWER. It is compared with the *characters* of the answer as if they were alternative answers, without
+    punctuation and articles: "True" never matches "True", and a prediction that loses all its characters, such as
+    "(A)", matches any "(B)".
     """
-    return any(_squad_words(prediction) == _squad_words(character) for character in answer)
+    match = re.search(r"[tT|]he answer is (.*?)\.", response)
+    prediction = (match.group(1) if match else response).strip() or NO_ANSWER
+    return any(squad_words(prediction) == squad_words(character) for character in answer)
 
 
-def _squad_words(text: str) -> list[str]:
+def squad_words(text: str) -> list[str]:
     """Lower-cased words without ASCII punctuation and articles (Rajpurkar et al. 2016)."""
     bare = text.lower().translate(str.maketrans("", "", string.punctuation))
     return re.sub(r"\b(?:a|an|the)\b", " ", bare).split()
