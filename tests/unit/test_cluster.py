@@ -1,6 +1,5 @@
 """Where a run's ranks work is the cluster's to say, not the driver's machine's. No Ray is started."""
 
-import os
 from types import SimpleNamespace
 
 import pytest
@@ -89,8 +88,8 @@ def test_a_rank_whose_gpu_torch_does_not_see_is_named(monkeypatch):
 @pytest.mark.parametrize("on_gpu", [True, False])
 def test_a_rank_works_with_its_share_of_the_cores_beside_a_gpu_too(on_gpu, config_of, monkeypatch):
     threads = []
-    for name, value in os.environ.items():
-        monkeypatch.setenv(name, value)  # connect changes some
+    for name in ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT"):
+        monkeypatch.setenv(name, "")  # connect sets them, and no other test must find them
     monkeypatch.setattr(vllm_env, "has_accelerator", lambda: on_gpu)
     monkeypatch.setattr(fsdp_workers, "cores", lambda: 13)
     monkeypatch.setattr(torch.cuda, "set_device", lambda device: None)

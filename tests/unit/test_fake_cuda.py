@@ -80,7 +80,6 @@ def cuda(monkeypatch, pinned, guard):
         "current_stream": lambda *_: Stream(),
         "stream": lambda _: contextlib.nullcontext(),
         "synchronize": lambda *_: waits.append(1),
-        "empty_cache": lambda: None,
     }
     for name, stand_in in stand_ins.items():
         monkeypatch.setattr(torch.cuda, name, stand_in)

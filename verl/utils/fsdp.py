@@ -144,7 +144,6 @@ def _offload(tensors: Iterable[torch.Tensor]) -> None:
         torch.cuda.synchronize()
         for here in freed:
             here.untyped_storage().resize_(0)
-        torch.cuda.empty_cache()  # the engine takes its memory from the driver, not from torch
 
 
 @torch.no_grad()

@@ -165,6 +165,7 @@ class VLLMRollout:
     def wake_up(self, tag: str) -> None:
         """Take GPU memory again for ``weights`` or for the ``kv_cache``."""
         if self.on_gpu:
+            torch.cuda.empty_cache()  # the engine takes its memory from the driver, not from what torch has cached
             self.llm.wake_up(tags=[tag])
 
     def teacher_forced_log_probs(self, token_ids: list[int]) -> torch.Tensor:
