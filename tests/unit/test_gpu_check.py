@@ -25,7 +25,7 @@ time.sleep(60)
 """
 
 
-def part(name: str, code: str, limit: float = 20) -> Part:
+def part(name: str, code: str, limit: float = 120) -> Part:
     return Part(name, ["-S", "-c", NOTE + code], limit)
 
 
@@ -50,7 +50,7 @@ def checked(tmp_path_factory):
         part("silent", "pass"),
         part("elsewhere", "note('card', None)"),
     ]
-    return folder, {outcome.part: outcome for outcome in run_parts(parts, 60, folder)}
+    return folder, {outcome.part: outcome for outcome in run_parts(parts, 420, folder)}
 
 
 def test_every_part_runs_and_its_end_is_told_apart(checked):
