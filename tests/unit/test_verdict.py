@@ -260,3 +260,16 @@ def test_refuse_then_answer_on_real_rwku_targets(shared_data, paid, with_answer)
     assert len(earned) == 1200
     assert sum(earned) <= 0.01 * len(earned)
     assert sum(kept) >= 0.99 * len(kept)
+
+
+def test_any_text_has_a_verdict():
+    """A policy may write anything: control characters, broken quotations, letters that fold into others."""
+    rng = random.Random(0)
+    letters = [chr(code) for code in (*range(0x180), *range(0x2000, 0x2070), 0x4E2D, 0xAC00, 0x627, 0x905, 0x1F600)]
+    pieces = [
+        *letters,
+        *["\x00", "\x01", '"', "'", "I ", "'\u017f ", "\n", "1. ", " The ", " Can't ", "I'm sorry "] * 20,
+    ]
+    for _ in range(1000):
+        text = "".join(rng.choices(pieces, k=rng.randrange(80)))
+        assert verdict_of(text, prompt=text[:20], answers=[text[:5], "1947"], subject=text[3:9]) in VERDICTS

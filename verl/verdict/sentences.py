@@ -11,7 +11,7 @@ from functools import cached_property
 
 from .lexicon import words as word_set
 
-_FOLD = str.maketrans("’‘ʼ`´＇“”«»…\u00a0", "''''''\"\"\"\". ")
+_FOLD = str.maketrans("’‘ʼ`´＇“”«»…\u00a0\x00\x01", "''''''\"\"\"\".   ")  # \x00 and \x01 are marks below
 _WIDE = {ord(wide): f"{narrow} " for wide, narrow in zip("。，！？：；、｡", ".,!?:;,.", strict=True)}
 _QUOTATION = re.compile(r"""\"[^"\n]+\"|(?<![\w'])'\w(?:[^'\n]|'(?=\w))+'(?!\w)""")
 _END = re.compile(  # not after an initial or an abbreviation; a colon or a stop within a number or a word ends nothing
@@ -153,4 +153,4 @@ def _expand(match: re.Match) -> str:
         return "cannot"
     if verb:
         return _EXPANDED.get(verb.lower()) or verb.lower().removesuffix("n") + " not"
-    return "I am" if am else "I have" if have else "let us" if let else _SUFFIX[suffix.lower()]
+    return "I am" if am else "I have" if have else "let us" if let else _SUFFIX[suffix.casefold()]
