@@ -200,7 +200,7 @@ def test_padding_and_prompts_carry_no_loss():
 def test_a_relearned_folder_knows_the_texts_better(folder, tmp_path, lora_rank):
     texts = tmp_path / "passage.json"
     texts.write_text(json.dumps([{"text": "Ann lives in Oslo"}, {"text": "Ann is a baker"}]))
-    config = RelearnConfig(examples=2, steps=15, batch_size=2, lr=1e-2, lora_rank=lora_rank)
+    config = RelearnConfig(examples=2, steps=15, batch_size=2, lr=1e-2, lora_rank=lora_rank, seed=2)
     written = write_relearned(folder, tmp_path / "relearned", texts, config)
     ids = torch.tensor([tokenizer().encode("Ann lives in Oslo")])
     before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (folder, written))

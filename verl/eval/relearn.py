@@ -47,7 +47,7 @@ class RelearnConfig:
     lora_rank: int | None = None
     """Train LoRA adapters of this rank on all linear layers and merge them; None trains every weight."""
     seed: int = 1
-    """Draws the rows and their order."""
+    """Draws the rows, their order, what adapters start from, and dropout."""
 
     def problems(self) -> list[str]:
         least = {"examples": 1, "steps": 1, "batch_size": 1, "max_tokens": 2}
@@ -165,6 +165,7 @@ def write_relearned(model: str | Path, out: str | Path, file: str | Path, config
         loaded = AutoModelForCausalLM.from_pretrained(model, dtype="auto", attn_implementation=implementation)
         stored_dtype = loaded.dtype
         loaded.to("cuda" if torch.cuda.is_available() else "cpu")
+        torch.manual_seed(config.seed)
         trained = _prepare(loaded, config)
         losses = train(trained, encode_rows(tokenizer, rows, config.max_tokens), config)
         logger.info("relearning: loss %.3f -> %.3f in %d steps", losses[0], losses[-1], len(losses))
