@@ -23,7 +23,7 @@ def main() -> None:
     from verl.trainer.config import PPOConfig, migrate
     from verl.utils.config import load
     from verl.workers.fsdp_workers import FSDPWorker
-    from verl.workers.sharding_manager.fsdp_vllm import exported_tensors
+    from verl.workers.sharding_manager.export import exported_tensors
 
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as name:
@@ -40,7 +40,7 @@ def main() -> None:
         manager, seconds = worker.sharding_manager, {"weights": [], "proof": []}
         for _ in range(SYNCS):
             start = time.perf_counter()
-            manager.rollout.load_weights(exported_tensors(manager.module))
+            manager.rollout.load_weights(exported_tensors(manager.module, manager.dtype))
             loaded = time.perf_counter()
             manager.verify(manager.score(manager.tokens))
             seconds["weights"].append(loaded - start)

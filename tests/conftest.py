@@ -41,6 +41,27 @@ def make_tokenizer():
     return tokenizer
 
 
+def tiny_llama(**changes):
+    """A random 2-layer Llama of 16 features, the same each time.
+
+    Args:
+        changes: other settings of its LlamaConfig.
+    """
+    import torch
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    settings = {
+        "vocab_size": 40,
+        "hidden_size": 16,
+        "intermediate_size": 24,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "num_key_value_heads": 1,
+    }
+    torch.manual_seed(0)
+    return LlamaForCausalLM(LlamaConfig(**settings | changes))
+
+
 def save_tiny_model(folder: Path, *, seed: int = 0, **changes) -> Path:
     """A random 2-layer Llama with grouped-query attention, in fp32, as a Hugging Face folder.
 

@@ -131,7 +131,7 @@ def update_all(rank: int, world: int, port: int, cases: dict, model: str, folder
         worker.memory.start(0)
         results[name] = worker.update_actor(part).meta_info["metrics"]
     module = worker.critic.module  # the last one built; its head has one row, which one of two ranks holds
-    exported = dict(exported_tensors(module, torch.float32, worker.device))
+    exported = dict(exported_tensors(module, torch.float32))
     results["exported"] = {
         name: torch.equal(exported[name], tensor.full_tensor()) for name, tensor in module.state_dict().items()
     }

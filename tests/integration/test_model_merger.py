@@ -13,25 +13,21 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from scripts.model_merger import main
+from tests.conftest import tiny_llama
 
 ROOT = Path(__file__).parents[2]
 TOKENS = torch.arange(12).view(1, -1)
 
 
 def llama(tied: bool = False, dtype: str = "float32") -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    config = LlamaConfig(
+    return tiny_llama(
         vocab_size=64,
-        hidden_size=16,
-        intermediate_size=24,
-        num_hidden_layers=2,
         num_attention_heads=4,
         num_key_value_heads=2,
         tie_word_embeddings=tied,
         architectures=["LlamaForCausalLM"],
         dtype=dtype,
     )
-    return LlamaForCausalLM(config)
 
 
 def save_actor(folder: Path, module: torch.nn.Module, config: LlamaConfig) -> Path:

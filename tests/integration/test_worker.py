@@ -65,28 +65,30 @@ def to_update(batch: DataProto, **tensors) -> DataProto:
 
 def check_stale_weights_end_the_run(worker) -> None:
     manager, parameter = worker.sharding_manager, next(iter(worker.actor.module.parameters()))
-    with manager.engine():
-        pass
+    manager.open()
+    manager.close()
     with torch.no_grad():
         parameter.add_(0.3)
     changed = manager.score(manager.tokens)
     with pytest.raises(StaleWeightsError, match="does not hold the actor's weights"):
         manager.verify(changed)
-    with manager.engine():
-        manager.verify(changed)
+    manager.open()
+    manager.verify(changed)
+    manager.close()
     with torch.no_grad():
         parameter.sub_(0.3)
     before = weights(worker)
     with torch.no_grad():
         parameter.fill_(float("inf"))
-    with pytest.raises(DivergedError, match="not finite any more.*lower worker.actor.optim.lr"), manager.engine():
-        pass
+    with pytest.raises(DivergedError, match="not finite any more.*lower worker.actor.optim.lr"):
+        manager.open()
+    manager.close()
     restore(worker, before)
 
 
 def check_a_tensor_that_the_engine_does_not_take_ends_the_run(worker) -> None:
     manager, rollout = worker.sharding_manager, worker.sharding_manager.rollout
-    weights = list(exported_tensors(manager.module, torch.float32, worker.device))
+    weights = list(exported_tensors(manager.module, torch.float32))
     with pytest.raises(StaleWeightsError, match="left 1 of vLLM's parameters as they were: model.norm.weight"):
         manager._load_weights(pair for pair in weights if pair[0] != "model.norm.weight")
     assert "model.norm.weight" in rollout.kept

@@ -3,31 +3,15 @@
 import pytest
 import torch
 from peft import LoraConfig, get_peft_model
-from transformers import GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import GPT2Config, GPT2LMHeadModel
 
+from tests.conftest import tiny_llama
 from verl.utils.errors import ConfigError
 from verl.utils.model import add_lora
 from verl.workers.config import LoraConfig as LoraSettings
 from verl.workers.config import ModelConfig
 from verl.workers.rollout.vllm_rollout import digest
 from verl.workers.sharding_manager.export import adapter_tensors, base_tensors, exported_tensors
-
-CPU = torch.device("cpu")
-
-
-def llama(tied: bool = False) -> LlamaForCausalLM:
-    torch.manual_seed(0)
-    return LlamaForCausalLM(
-        LlamaConfig(
-            vocab_size=40,
-            hidden_size=16,
-            intermediate_size=24,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            num_key_value_heads=1,
-            tie_word_embeddings=tied,
-        )
-    )
 
 
 def gpt2() -> GPT2LMHeadModel:
@@ -46,15 +30,15 @@ def adapted(model: torch.nn.Module, targets: list[str]) -> torch.nn.Module:
 @pytest.mark.parametrize(
     ("make", "targets"),
     [
-        (llama, ["q_proj", "down_proj"]),
-        (llama, ["embed_tokens", "lm_head"]),
+        (tiny_llama, ["q_proj", "down_proj"]),
+        (tiny_llama, ["embed_tokens", "lm_head"]),
         (gpt2, ["c_attn", "c_proj"]),  # Conv1D keeps its weight transposed
     ],
 )
 def test_merged_weights_are_pefts(make, targets):
     module = adapted(make(), targets)
-    ours = dict(exported_tensors(module, torch.float32, CPU))
-    base = dict(base_tensors(module, torch.float32, CPU))
+    ours = dict(exported_tensors(module, torch.float32))
+    base = dict(base_tensors(module, torch.float32))
     plain = make().state_dict()
     assert base.keys() == ours.keys()
     assert all(torch.equal(tensor, plain[name]) for name, tensor in base.items())
@@ -66,17 +50,17 @@ def test_merged_weights_are_pefts(make, targets):
 
 
 def test_a_bf16_base_takes_an_update_rounded_once():
-    module = adapted(llama(), ["q_proj"])
+    module = adapted(tiny_llama(), ["q_proj"])
     layer = module.get_submodule("base_model.model.model.layers.0.self_attn.q_proj")
     layer.base_layer.to(torch.bfloat16)
-    merged = dict(exported_tensors(module, torch.bfloat16, CPU))["model.layers.0.self_attn.q_proj.weight"]
+    merged = dict(exported_tensors(module, torch.bfloat16))["model.layers.0.self_attn.q_proj.weight"]
     exact = layer.base_layer.weight.double() + layer.get_delta_weight("default").double()
     assert torch.equal(merged, exact.to(torch.bfloat16))
 
 
 def test_tied_weights_come_once_in_the_type_that_is_asked_for():
-    model = llama(tied=True)
-    exported = dict(exported_tensors(model, torch.bfloat16, CPU))
+    model = tiny_llama(tie_word_embeddings=True)
+    exported = dict(exported_tensors(model, torch.bfloat16))
     assert "lm_head.weight" not in exported
     assert {tensor.dtype for tensor in exported.values()} == {torch.bfloat16}
     assert sum(tensor.numel() for tensor in exported.values()) == model.num_parameters()
@@ -85,7 +69,7 @@ def test_tied_weights_come_once_in_the_type_that_is_asked_for():
 def test_adapters_have_the_names_of_pefts_files(tmp_path):
     from safetensors.torch import load_file
 
-    module = adapted(llama(), ["q_proj", "embed_tokens"])
+    module = adapted(tiny_llama(), ["q_proj", "embed_tokens"])
     module.save_pretrained(tmp_path, save_embedding_layers=False)
     files = load_file(tmp_path / "adapter_model.safetensors")
     ours = adapter_tensors(module)
@@ -118,5 +102,5 @@ def test_a_digest_sees_opposite_changes():
 def test_an_adapter_of_a_tied_weight_is_refused():
     model = ModelConfig(model_path="m", lora=LoraSettings(rank=2, target_modules=["q_proj", "embed_tokens"]))
     with pytest.raises(ConfigError, match="embed_tokens, lm_head share a weight, .*; leave out embed_tokens"):
-        add_lora(llama(tied=True), model)
-    assert add_lora(llama(), model).peft_config["default"].base_model_name_or_path == "m"
+        add_lora(tiny_llama(tie_word_embeddings=True), model)
+    assert add_lora(tiny_llama(), model).peft_config["default"].base_model_name_or_path == "m"

@@ -55,13 +55,21 @@ def materialize(module: torch.nn.Module, buffers: dict[str, torch.Tensor], *, on
         buffers: the real buffers, which the meta device would have lost; they go where the arithmetic is.
         on_host: the shards lie in CPU memory although the arithmetic does not (``enable_cpu_offload``); FSDP pins them.
     """
-    device = next(param.device_mesh.device_type for param in module.parameters())
-    device = torch.device("cuda", torch.cuda.current_device()) if device == "cuda" else torch.device(device)
+    device = compute_device(module)
     module.to_empty(device="cpu" if on_host else device)
     module.tie_weights()  # to_empty made two parameters of tied ones
     for name, buffer in buffers.items():
         owner, _, leaf = name.rpartition(".")
         module.get_submodule(owner)._buffers[leaf] = buffer.to(device)
+
+
+def compute_device(module: torch.nn.Module) -> torch.device:
+    """Where a module's arithmetic is; its shards may lie in CPU memory meanwhile."""
+    parameter = next(module.parameters())
+    if not isinstance(parameter, DTensor):
+        return parameter.device
+    kind = parameter.device_mesh.device_type
+    return torch.device("cuda", torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
 
 
 def local_shard(tensor: torch.Tensor) -> torch.Tensor:

@@ -74,9 +74,8 @@ def save_hf_folder(module: torch.nn.Module, folder: Path, tokenizer: Any, model:
     config = load_config(model)
     dtype = config.dtype or torch.bfloat16
     keep = dist.get_rank() == 0
-    device = torch.device("cuda", torch.cuda.current_device()) if torch.cuda.is_available() else torch.device("cpu")
     state = {}
-    for name, tensor in exported_tensors(module, dtype, device):
+    for name, tensor in exported_tensors(module, dtype):
         if keep:
             state[name] = tensor.cpu()
     if keep:

@@ -145,22 +145,19 @@ class FSDPWorker:
         from ..utils.model import build_model
         from .actor.dp_actor import DataParallelPPOActor
 
-        settings, ref = self.config.worker.actor, self.config.worker.ref
-        fsdp = settings.fsdp if trained else ref.fsdp
-        bf16 = settings.optim.strategy == "adamw_bf16"
-        shared = not trained and self.config.worker.reference_is_actor
-        module = (
-            self.actor.module
-            if shared
-            else build_model(
+        settings = self.config.worker.actor
+        if not trained and self.config.worker.reference_is_actor:
+            module = self.actor.module
+        else:
+            fsdp = settings.fsdp if trained else self.config.worker.ref.fsdp
+            module = build_model(
                 self.config.worker.model_of("actor" if trained else "ref"),
                 fsdp,
                 build_mesh(self.device.type, fsdp.fsdp_size),
                 trainable=trained,
                 padding_free=settings.padding_free,
-                keep_dtype=("bf16" if bf16 else "fp32") if trained else fsdp.mp_param_dtype,
+                keep_dtype=_kept(settings) if trained else fsdp.mp_param_dtype,
             )
-        )
         actor = DataParallelPPOActor(
             self.config,
             module,
@@ -191,7 +188,7 @@ class FSDPWorker:
             trainable=True,
             padding_free=settings.padding_free,
             value_head=True,
-            keep_dtype="bf16" if settings.optim.strategy == "adamw_bf16" else "fp32",
+            keep_dtype=_kept(settings),
         )
         critic = DataParallelPPOCritic(
             self.config,
@@ -233,7 +230,6 @@ class FSDPWorker:
             self.actor.module,
             rollout,
             score=self.actor.score_tokens,
-            device=self.device,
             dtype=dtypes[0],
             tolerance=settings.sync_tolerance or TOLERANCE[min(dtypes, key=lambda dtype: torch.finfo(dtype).bits)],
             vocab_size=self.hf_config.get_text_config().vocab_size,
@@ -385,6 +381,11 @@ class FSDPWorker:
 
     def _trained_roles(self) -> dict[str, Any]:
         return {"actor": self.actor} | ({"critic": self.critic} if self.critic else {})
+
+
+def _kept(settings: BatchConfig) -> str:
+    """The type that trained weights are kept in."""
+    return "bf16" if settings.optim.strategy == "adamw_bf16" else "fp32"
 
 
 def eos_token_ids(model_path: str, tokenizer: Any) -> list[int]:

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from ...protocol import DataProto
 from ...utils import vllm_env
+from ...utils.loading import plain_name
 from ..config import ADAPTER_RANKS, RolloutConfig
 
 logger = logging.getLogger(__name__)
@@ -56,46 +57,24 @@ class VLLMRollout:
         hf_overrides: dict[str, Any],
         adapter_rank: int = 0,
     ) -> None:
-        from ...utils.model import resolve_dtype
-
         self.config = config
         self.pad_token_id = pad_token_id
         self.eos_token_ids = eos_token_ids
         self.on_gpu = vllm_env.has_accelerator()
-        options: dict[str, Any] = {}
-        if self.on_gpu:
-            options["gpu_memory_utilization"] = config.gpu_memory_utilization
-        if config.enable_chunked_prefill is not None:
-            options["enable_chunked_prefill"] = config.enable_chunked_prefill
         self.takes_adapters, self.adapter, self.adapters = adapter_rank > 0, None, 0
-        if self.takes_adapters:
-            room = next(rank for rank in ADAPTER_RANKS if rank >= adapter_rank)
-            options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": room}
         vllm = vllm_env.load()
-        if self.on_gpu and config.tensor_parallel_size > 1:
-            os.environ["VLLM_ALLREDUCE_USE_SYMM_MEM"] = "0"
-            options |= OVER_NCCL
         shares_memory = not self.on_gpu and config.tensor_parallel_size > 1
         if shares_memory:
             vllm_env.name_cpu_shared_memory(run := f"rule{os.environ['MASTER_PORT']}")
         self.llm = vllm.LLM(
             model=model_path,
             tokenizer=tokenizer_path,
-            load_format="dummy",
-            dtype=str(resolve_dtype(config.dtype)).removeprefix("torch."),
-            tensor_parallel_size=config.tensor_parallel_size,
-            distributed_executor_backend="external_launcher",
-            enforce_eager=config.enforce_eager or not self.on_gpu,
-            enable_sleep_mode=self.on_gpu,
             max_model_len=max_model_len,
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max(config.max_num_batched_tokens, max_model_len),
-            disable_log_stats=config.disable_log_stats,
-            logprobs_mode="processed_logprobs",
             trust_remote_code=trust_remote_code,
             hf_overrides=hf_overrides,
-            seed=config.seed,
-            **options,
+            **_engine_options(config, adapter_rank, on_gpu=self.on_gpu),
         )
         if shares_memory:
             vllm_env.drop_cpu_shared_memory(run)
@@ -228,6 +207,34 @@ class VLLMRollout:
         return assemble(prompts, token_ids, log_probs, n=n, width=response_length, pad_token_id=self.pad_token_id)
 
 
+def _engine_options(config: RolloutConfig, adapter_rank: int, *, on_gpu: bool) -> dict[str, Any]:
+    """What vLLM is told by the settings and the device. Sets what it reads from the environment, too."""
+    from ...utils.model import resolve_dtype
+
+    options: dict[str, Any] = {
+        "load_format": "dummy",
+        "dtype": str(resolve_dtype(config.dtype)).removeprefix("torch."),
+        "tensor_parallel_size": config.tensor_parallel_size,
+        "distributed_executor_backend": "external_launcher",
+        "enforce_eager": config.enforce_eager or not on_gpu,
+        "enable_sleep_mode": on_gpu,
+        "disable_log_stats": config.disable_log_stats,
+        "logprobs_mode": "processed_logprobs",
+        "seed": config.seed,
+    }
+    if config.enable_chunked_prefill is not None:
+        options["enable_chunked_prefill"] = config.enable_chunked_prefill
+    if adapter_rank:
+        room = next(rank for rank in ADAPTER_RANKS if rank >= adapter_rank)
+        options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": room}
+    if on_gpu:
+        options["gpu_memory_utilization"] = config.gpu_memory_utilization
+    if on_gpu and config.tensor_parallel_size > 1:
+        os.environ["VLLM_ALLREDUCE_USE_SYMM_MEM"] = "0"
+        options |= OVER_NCCL
+    return options
+
+
 def digest(tensor: torch.Tensor) -> torch.Tensor:
     """One int64, on the tensor's device, that changes with (nearly) any of its bits: sums of its rows' bit patterns,
     each weighted by the row's place, so that changes of opposite sign do not cancel."""
@@ -245,18 +252,23 @@ def _note_what_is_loaded(model: torch.nn.Module) -> set[str]:
         return model.last_loaded
 
     model.load_weights = load_weights
-    return {name.replace(".base_layer.", ".") for name, _ in model.named_parameters()}
+    return set(_parameters(model))
 
 
 def _not_loaded(model: torch.nn.Module) -> list[str]:
     """Parameters that the last load left out; none where the model does not tell what it loads."""
-    names = [name.replace(".base_layer.", ".") for name, _ in model.named_parameters()]
-    return [] if model.last_loaded is None else [name for name in names if name not in model.last_loaded]
+    loaded = model.last_loaded
+    return [] if loaded is None else [name for name in _parameters(model) if name not in loaded]
 
 
 def _digests(model: torch.nn.Module, names: Iterable[str]) -> dict[str, torch.Tensor]:
-    mine = {name.replace(".base_layer.", "."): parameter for name, parameter in model.named_parameters()}
+    mine = _parameters(model)
     return {name: digest(mine[name]) for name in names}
+
+
+def _parameters(model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The engine's parameters, by the names that they have without adapters around them."""
+    return {plain_name(name): parameter for name, parameter in model.named_parameters()}
 
 
 def assemble(

@@ -6,7 +6,7 @@ type that its reader wants. LoRA adapters are merged shard by shard in fp32, so 
 
 import math
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from itertools import groupby
 
 import torch
@@ -14,36 +14,37 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch.distributed.tensor import DTensor, Replicate
 
+from ...utils.fsdp import compute_device, local_shard
+from ...utils.loading import plain_name
+
 Named = Iterator[tuple[str, torch.Tensor]]
 
 _LAYER = re.compile(r".*?\.\d+\.")
 
 
 @torch.no_grad()
-def exported_tensors(module: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> Named:
+def exported_tensors(module: torch.nn.Module, dtype: torch.dtype) -> Named:
     """(name, whole tensor) of every weight, LoRA adapters merged, tied weights once. A collective over all ranks.
 
     Args:
         dtype: what weights are cast to.
-        device: where they are gathered.
     """
-    yield from _gathered(_weights(module, merged=True), dtype, device)
+    yield from _gathered(_weights(module, merged=True), dtype, compute_device(module))
 
 
 @torch.no_grad()
-def base_tensors(module: torch.nn.Module, dtype: torch.dtype, device: torch.device) -> Named:
+def base_tensors(module: torch.nn.Module, dtype: torch.dtype) -> Named:
     """The same without what the adapters have learned."""
-    yield from _gathered(_weights(module, merged=False), dtype, device)
+    yield from _gathered(_weights(module, merged=False), dtype, compute_device(module))
 
 
 @torch.no_grad()
 def adapter_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
     """PEFT's name, as in its files, to whole tensor of every adapter, on the CPU. A collective."""
-    return {
-        name.replace(".default", ""): (tensor.full_tensor() if isinstance(tensor, DTensor) else tensor).cpu()
-        for name, tensor in module.state_dict().items()
-        if ".lora_" in name
-    }
+    adapters = {name: tensor for name, tensor in module.state_dict().items() if ".lora_" in name}
+    [dtype] = {tensor.dtype for tensor in adapters.values()}
+    whole = _gathered(adapters.items(), dtype, compute_device(module))
+    return {name.replace(".default", ""): tensor.cpu() for name, tensor in whole}
 
 
 def _weights(module: torch.nn.Module, *, merged: bool) -> Named:
@@ -54,7 +55,7 @@ def _weights(module: torch.nn.Module, *, merged: bool) -> Named:
     tied = set(getattr(whole, "all_tied_weights_keys", None) or ())
     for name, tensor in state.items():
         owner, _, rest = name.partition(".base_layer.")
-        plain = name.removeprefix("base_model.model.").replace(".base_layer.", ".")
+        plain = plain_name(name)
         if ".lora_" in name or plain in tied:
             continue
         if merged and owner in adapted and rest == "weight":
@@ -77,10 +78,10 @@ def _change(layer: torch.nn.Module, name: str, state: dict[str, torch.Tensor], w
     return layer.scaling["default"] * (left @ right)
 
 
-def _gathered(weights: Named, dtype: torch.dtype, device: torch.device) -> Named:
+def _gathered(weights: Iterable[tuple[str, torch.Tensor]], dtype: torch.dtype, device: torch.device) -> Named:
     for (_, sharded), layer in groupby(weights, key=_bundle):
         names, tensors = zip(*layer, strict=True)
-        shards = [(part.to_local() if sharded else part).to(dtype).to(device, non_blocking=True) for part in tensors]
+        shards = [local_shard(part).to(dtype).to(device, non_blocking=True) for part in tensors]
         yield from zip(names, _gather(tensors, shards) if sharded else shards, strict=True)
 
 

@@ -8,7 +8,6 @@ another policy.
 """
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
 
 import torch
 
@@ -35,7 +34,6 @@ class FSDPVLLMShardingManager:
 
     Args:
         score: the actor's log-probabilities of a token sequence, (len - 1,); a collective over the actor's ranks.
-        device: where weights are gathered.
         dtype: type of the engine's weights.
         tolerance: largest mean |difference| of log-probabilities (nats) between actor and engine.
         vocab_size, max_model_len: bounds of the fixed text's tokens, and of their number.
@@ -47,27 +45,18 @@ class FSDPVLLMShardingManager:
         rollout: VLLMRollout,
         *,
         score: Callable[[list[int]], torch.Tensor],
-        device: torch.device,
         dtype: torch.dtype,
         tolerance: float,
         vocab_size: int,
         max_model_len: int,
     ) -> None:
         self.module, self.rollout, self.score = module, rollout, score
-        self.device, self.dtype, self.tolerance = device, dtype, tolerance
+        self.dtype, self.tolerance = dtype, tolerance
         self.base_is_there = False
         self.syncs = self.synced_bytes = 0
         generator = torch.Generator().manual_seed(0)
         length = min(FINGERPRINT_TOKENS, max_model_len - 1)  # the engine samples one token behind it
         self.tokens = torch.randint(0, vocab_size, (length,), generator=generator).tolist()
-
-    @contextmanager
-    def engine(self) -> Iterator[VLLMRollout]:
-        """The engine with the actor's weights in it; asleep again afterwards."""
-        try:
-            yield self.open()
-        finally:
-            self.close()
 
     def open(self, loaded: Callable[[], None] = lambda: None) -> VLLMRollout:
         """The engine awake, with the actor's weights in it.
@@ -96,10 +85,10 @@ class FSDPVLLMShardingManager:
     def _load(self) -> None:
         """All weights or, where the engine takes adapters, the frozen ones once and the adapters every time."""
         if not self.rollout.takes_adapters:
-            self._load_weights(exported_tensors(self.module, self.dtype, self.device))
+            self._load_weights(exported_tensors(self.module, self.dtype))
             return
         if not self.base_is_there:
-            self._load_weights(base_tensors(self.module, self.dtype, self.device))
+            self._load_weights(base_tensors(self.module, self.dtype))
             self.base_is_there = True
         adapters = adapter_tensors(self.module)
         self.synced_bytes += sum(tensor.nbytes for tensor in adapters.values())
