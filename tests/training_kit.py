@@ -6,7 +6,8 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import psutil
@@ -147,15 +148,21 @@ def descendants(pid: int) -> list[psutil.Process]:
     return psutil.Process(pid).children(recursive=True)
 
 
-def train(*argv: str) -> None:
-    """A run in this process, under a Ray that is already there; closed again when it returns."""
-    config = load(PPOConfig, list(argv), migrate)
+@contextmanager
+def started_trainer(config: PPOConfig) -> Iterator[RayPPOTrainer]:
+    """A trainer in this process whose ranks are up, under a Ray that is already there; ended on leaving."""
     tokenizer = get_tokenizer(config.worker.actor.model.tokenizer)
     rows, noisy, val = read_datasets(config, tokenizer)
-    plan = make_plan(config, rows.used_rows, val.used_rows)
+    plan = make_plan(config, rows.used_rows, val.used_rows if val else [])
     trainer = RayPPOTrainer(config, tokenizer, rows, val, plan.total_steps, noisy)
     try:
         trainer.start()
-        trainer.fit()
+        yield trainer
     finally:
         trainer.close()
+
+
+def train(*argv: str) -> None:
+    """A run in this process, under a Ray that is already there."""
+    with started_trainer(load(PPOConfig, list(argv), migrate)) as trainer:
+        trainer.fit()

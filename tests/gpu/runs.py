@@ -21,17 +21,16 @@ from pathlib import Path
 
 import torch
 
+from tests import training_kit
 from tests.gpu.findings import Noted, found
 from tests.gpu.models import random_atlas, scratch
 from tests.gpu.reference import Values, reference, share_off, write_reference
 from verl.protocol import DataProto
 from verl.trainer.config import PPOConfig, migrate
-from verl.trainer.main import read_datasets, start_ray
-from verl.trainer.preflight import make_plan
+from verl.trainer.main import start_ray
 from verl.trainer.ray_trainer import RayPPOTrainer
 from verl.utils.config import load
 from verl.utils.logger.logger import read_metrics
-from verl.utils.tokenizer import get_tokenizer
 from verl.utils.vllm_env import has_accelerator
 
 SECONDS_OF_A_RUN = float(os.environ.get("CHECK_SECONDS", "600")) / 3
@@ -94,7 +93,7 @@ def arguments(folder: Path, file: str, run: str, changes: list[str]) -> list[str
 
 @contextmanager
 def started_trainer(argv: list[str]) -> Iterator[RayPPOTrainer]:
-    """A trainer whose ranks are up, under one Ray for all trainers of this process; ended on leaving."""
+    """As ``training_kit.started_trainer``, under one Ray for all trainers of this process."""
     import ray
 
     config = load(PPOConfig, argv, migrate)
@@ -102,15 +101,8 @@ def started_trainer(argv: list[str]) -> Iterator[RayPPOTrainer]:
         os.environ.setdefault("RAY_worker_niceness", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         start_ray(config)
-    tokenizer = get_tokenizer(config.worker.actor.model.tokenizer)
-    rows, noisy, val = read_datasets(config, tokenizer)
-    plan = make_plan(config, rows.used_rows, [])
-    trainer = RayPPOTrainer(config, tokenizer, rows, val, plan.total_steps, noisy)
-    try:
-        trainer.start()
+    with training_kit.started_trainer(config) as trainer:
         yield trainer
-    finally:
-        trainer.close()
 
 
 @contextmanager

@@ -100,6 +100,21 @@ class FlashAttention(torch.autograd.Function):
         return torch.empty_like(query), torch.empty_like(key), torch.empty_like(value)
 
 
+def mini_batch(module, settings, tracker, *, tokens: int, responses: int) -> None:
+    """Forward and backward of two micro-batches of one sequence each, ``responses`` tokens of which are scored."""
+    from verl.utils.log_probs import log_probs_and_entropy
+
+    ids, labels = torch.zeros(1, tokens, dtype=torch.int64), torch.zeros(responses, dtype=torch.int64)
+    places = torch.arange(tokens)
+    for last in (False, True):
+        if settings.defer_gradient_reduction:
+            fsdp.hold_gradients(module, settings, last=last)
+        outputs = module(input_ids=ids, position_ids=places[None], logits_to_keep=places[-responses:], use_cache=False)
+        log_probs_and_entropy(outputs.logits[0], labels)[0].sum().backward()
+        del outputs
+        tracker.reset_mod_stats()
+
+
 def tracked_peak(ranks: int, tokens: int, responses: int, *, defer: bool) -> float:
     """GiB of a rank in a mini-batch of two micro-batches, by torch's tracker, of four layers of Llama 3 8B.
 
@@ -113,7 +128,6 @@ def tracked_peak(ranks: int, tokens: int, responses: int, *, defer: bool) -> flo
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    from verl.utils.log_probs import log_probs_and_entropy
     from verl.workers.config import FSDPConfig
 
     def attend(module, query, key, value, mask, **_):
@@ -132,18 +146,8 @@ def tracked_peak(ranks: int, tokens: int, responses: int, *, defer: bool) -> flo
         with FakeTensorMode(allow_non_fake_inputs=True):
             fsdp.shard(module, settings, mesh, torch.bfloat16)
             fsdp.materialize(module, buffers, on_host=False)
-            ids, labels = torch.zeros(1, tokens, dtype=torch.int64), torch.zeros(responses, dtype=torch.int64)
-            places = torch.arange(tokens)
             with FSDPMemTracker(module) as tracker:
-                for last in (False, True):
-                    if defer:
-                        fsdp.hold_gradients(module, settings, last=last)
-                    outputs = module(
-                        input_ids=ids, position_ids=places[None], logits_to_keep=places[-responses:], use_cache=False
-                    )
-                    log_probs_and_entropy(outputs.logits[0], labels)[0].sum().backward()
-                    del outputs
-                    tracker.reset_mod_stats()
+                mini_batch(module, settings, tracker, tokens=tokens, responses=responses)
             peaks = tracker.get_tracker_snapshot("peak")
         return sum(parts["Total"] for parts in peaks.values()) / 2**30
     finally:
