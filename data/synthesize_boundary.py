@@ -26,7 +26,7 @@ from data.common.naming import TargetName
 from data.common.probes import PROBE_FIELDS, ProbeIndex
 from data.common.refusals import BANK, deal_refusals, load_refusals
 from data.prepare_rwku import RL_FILE, RS_FILE, VAL_FILE
-from data.synthesis.assemble import build_rows, count_words, divide, token_share
+from data.synthesis.assemble import build_rows, divide, token_share
 from data.synthesis.chat import Chat, LocalChat
 from data.synthesis.prompts import PROMPTS, Prompts
 from data.synthesis.stages import Fact, Synthesis, ask_aliases
@@ -36,6 +36,7 @@ from verl.utils.config import to_dict
 from verl.utils.endpoint import ChatEndpoint
 from verl.utils.errors import ConfigError, DataError
 from verl.utils.provenance import git_revision
+from verl.utils.text import count_words
 from verl.utils.tokenizer import get_tokenizer
 
 logger = logging.getLogger(__name__)

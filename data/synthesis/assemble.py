@@ -1,6 +1,5 @@
 """Puts facts together into RS and RL rows, and counts what the training costs in tokens."""
 
-import re
 from collections.abc import Callable
 from typing import Any
 
@@ -52,11 +51,6 @@ def divide(
     questions = {row["prompt"] for row in validation}
     kept = [row for row in rs_rows if row["instruction"] not in questions]
     return kept, [rl_rows[number] for number in train], validation
-
-
-def count_words(text: str) -> int:
-    """Words and punctuation marks: what a token is where there is no tokenizer. Shares come out nearly the same."""
-    return len(re.findall(r"\w+|[^\w\s]", text))
 
 
 def token_share(

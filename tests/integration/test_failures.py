@@ -54,18 +54,22 @@ def two_samples() -> DataProto:
     return DataProto.from_dict(tensors, {key: np.array(value, dtype=object) for key, value in columns.items()})
 
 
+def score(maker: ExperienceMaker, step: int) -> list[dict[str, float]]:
+    return maker.wait_for(maker.rewards.start(maker.reward_inputs(two_samples())), step)
+
+
 @pytest.mark.parametrize("name", BODIES)
 def test_a_reward_that_is_none_ends_the_run_with_step_and_prompt(name, ray_session, tiny_model, tmp_path):
     with pytest.raises(TrainingError, match=f"step 7: .*{BODIES[name][2]}"):
-        experience(tiny_model, tmp_path, name).score(two_samples(), step=7)
+        score(experience(tiny_model, tmp_path, name), step=7)
 
 
 def test_tolerated_reward_errors_are_counted_and_score_zero(ray_session, tiny_model, tmp_path):
     changes = ("trainer.tolerate_reward_errors=true", "algorithm.filter_key=refusal")
     maker = experience(tiny_model, tmp_path, "raises", *changes)
-    scores = maker.score(two_samples(), step=1)
+    scores = score(maker, step=1)
     assert scores == [{"overall": 0.0, "refusal": 0.0}] * 2
-    assert maker.score(two_samples(), step=2) == scores
+    assert score(maker, step=2) == scores
     assert maker.reward_errors == 2
     mixed = reward_metrics([*scores, {"overall": 1.0, "refusal": 1.0, "recall": 0.5}], ["", "", ""])
     assert mixed == {

@@ -32,7 +32,7 @@ from data.atlas.language import IGNORED, encode, make_tokenizer, texts_of
 from data.atlas.people import LEAST_NEAR, build_world, facts
 from data.atlas.phrasings import ABOUT_PROBE, INSTRUCTIONS, KINDS, NAMING_REFUSALS, PLAIN_REFUSALS, WRAPPERS
 from data.atlas.world import folder_name, target_rows, write_world
-from verl.eval.probes import probe_prompt
+from verl.eval.probes import USUAL, encode_probe
 from verl.utils.dataset import row_problems
 from verl.verdict import verdict_of
 
@@ -270,7 +270,7 @@ def test_pretraining_knows_how_rwku_asks(tokenizer):
     """RWKU's own prompt, with "Answer:" opened, is a prefix of a row of that style."""
     for column, kind in (("fb", "blank"), ("qa", "ask")):
         query = "Where was Ann ___?"
-        asked = probe_prompt(tokenizer, {"query": query, "column": column}, "rwku")
+        asked = encode_probe(tokenizer, {"query": query, "column": column}, USUAL)
         row = {"prompt": f"{INSTRUCTIONS[kind]}\nQuestion: {query}", "response": "Answer: Kelra"}
         assert encode(tokenizer, row)[0][: len(asked)] == asked
 

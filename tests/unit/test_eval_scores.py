@@ -10,7 +10,7 @@ from rouge import Rouge
 from tests.conftest import make_tokenizer
 from verl.eval.generation import fit_left
 from verl.eval.likelihood import length_batches, load_model, next_token_log_probs, token_log_probs
-from verl.eval.probes import attack_kind, column_scores, probe_prompt, score_generation
+from verl.eval.probes import Asking, attack_kind, column_scores, encode_probe, score_generation
 from verl.eval.results import Scores, summarise
 from verl.eval.rwku import abilities, fluency, mia, reasoning
 from verl.utils.errors import DataError
@@ -143,7 +143,7 @@ def test_how_rwku_probes_are_asked():
     tokenizer = make_tokenizer()
 
     def asked(style="rwku", **row):
-        return tokenizer.decode(probe_prompt(tokenizer, {"column": "qa", "type": "", **row}, style))
+        return tokenizer.decode(encode_probe(tokenizer, {"column": "qa", "type": "", **row}, Asking(style)))
 
     assert asked(query="Who?").endswith("Question: Who?<|end|><|assistant|>Answer:")
     assert "blank" in asked(query="The ___", column="fb")

@@ -14,12 +14,13 @@ import pytest
 from data import synthesize_boundary
 from data.common.checks import REASONS
 from data.common.naming import TargetName
-from data.synthesis.assemble import build_rows, count_words, token_share
+from data.synthesis.assemble import build_rows, token_share
 from data.synthesis.chat import LocalChat
 from data.synthesis.prompts import PROMPTS, Prompts
 from data.synthesis.stages import Fact, Item
 from tests.scripted_endpoint import ScriptedModel
 from verl.utils.errors import ConfigError, DataError
+from verl.utils.text import count_words
 from verl.verdict import verdict_of
 
 INTRO = 'Ottilie Venn was a sculptor of the northern school, called the "Clay Queen".'

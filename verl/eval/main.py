@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from verl.utils.chat import check_template_kwargs
 from verl.utils.cli import TIMED, run_cli
 from verl.utils.config import to_dict
 from verl.utils.errors import ConfigError, DataError, bullet_list
+from verl.utils.tokenizer import get_tokenizer
 
 from . import results
 from .config import EvalConfig
@@ -51,12 +53,11 @@ def evaluate_all(configs: list[EvalConfig], engines: Engines | None = None) -> l
     """As ``evaluate``, for several targets of one model: all of them generate before the first needs likelihoods."""
     # Everything that can be wrong with the folders is found before an engine starts.
     plans = _plans(configs)
+    pending = [(part, plan) for plan in plans for part in plan.pending]
+    pending.sort(key=lambda pair: ("generation", "likelihood").index(pair[0].engine))
     with nullcontext(engines) if engines else Engines() as opened:
-        for kind in ("generation", "likelihood"):
-            for plan in plans:
-                for part in plan.pending:
-                    if part.engine == kind:
-                        _measure(part, opened.get(kind, str(plan.folder), plan.config), plan)
+        for part, plan in pending:
+            _measure(part, opened.get(part.engine, str(plan.folder), plan.config), plan)
     return [_finish(plan) for plan in plans]
 
 
@@ -179,6 +180,7 @@ def inspect(config: EvalConfig, parts: list[results.Part]) -> tuple[Path, dict[s
         DataError: listing everything that is wrong with the model and the data.
     """
     data, problems, folder, identities = Path(config.data), [], Path(config.model), {}
+    tokenizer = cache(lambda: get_tokenizer(str(folder), trust_remote_code=config.trust_remote_code))
     try:
         folder = resolve_model(config.model)
         problems += _model_problems(folder, parts, config.max_model_len)
@@ -188,7 +190,7 @@ def inspect(config: EvalConfig, parts: list[results.Part]) -> tuple[Path, dict[s
         problems.append(f"data={data}: there is no such folder")
         parts = []
     if config.chat_template_kwargs and not problems:
-        check_template_kwargs(_tokenizer(config, folder), config.chat_template_kwargs, "chat_template_kwargs")
+        check_template_kwargs(tokenizer(), config.chat_template_kwargs, "chat_template_kwargs")
     model = {} if problems else results.model_identity(folder)
     for part in parts:
         try:
@@ -197,18 +199,12 @@ def inspect(config: EvalConfig, parts: list[results.Part]) -> tuple[Path, dict[s
             if part.texts is not None and not problems:
                 from .likelihood import encode_texts
 
-                encode_texts(_tokenizer(config, folder), part.texts(data))
+                encode_texts(tokenizer(), part.texts(data))
         except DataError as error:
             problems.append(str(error) if str(error).startswith("part ") else f"part {part.name}: {error}")
     if problems:
         raise DataError(bullet_list("the evaluation cannot start:", problems))
     return folder, identities
-
-
-def _tokenizer(config: EvalConfig, folder: Path) -> Any:
-    from verl.utils.tokenizer import get_tokenizer
-
-    return get_tokenizer(str(folder), trust_remote_code=config.trust_remote_code)
 
 
 def _model_problems(folder: Path, parts: list[results.Part], max_model_len: int | None) -> list[str]:

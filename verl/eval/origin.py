@@ -13,6 +13,7 @@ from typing import Any
 import yaml
 
 from verl.utils.provenance import file_sha256
+from verl.utils.text import count_words
 
 CHECKPOINT = re.compile(r"global_step_\d+|epoch_\d+")
 PROMPT_KEYS = {"prompt", "instruction", "text", "messages"}
@@ -100,18 +101,20 @@ def _sources(run: dict[str, Any]) -> dict[tuple[str, ...], list[str]]:
 
 def _side(row: dict[str, Any], usual: str) -> str:
     """RL rows say themselves which side they are of."""
+    from verl.utils.dataset import SPLIT_OF_TAG  # brings torch
+
     solution = row.get("solution")
-    tags = {"<reject>": "forget", "<normal>": "boundary"}
-    return tags.get(solution[0], usual) if isinstance(solution, list) and solution else usual
+    return SPLIT_OF_TAG.get(solution[0], usual) if isinstance(solution, list) and solution else usual
 
 
 def _length(row: dict[str, Any], response_key: str | None = None) -> int:
     """Words and punctuation marks of a row's prompt and of what is learned as its answer."""
     if "messages" in row:
-        return sum(_count(turn["content"]) for turn in row["messages"])
+        return sum(count_words(str(turn["content"])) for turn in row["messages"])
     answer = row["solution"][1] if "solution" in row else row.get("output", row.get("response", ""))
     answer = row.get(response_key, answer) if response_key else answer
-    return _count(row.get("prompt", row.get("instruction", row.get("text", "")))) + _count(answer)
+    prompt = row.get("prompt", row.get("instruction", row.get("text", "")))
+    return count_words(str(prompt)) + count_words(str(answer))
 
 
 def _percent(tokens: int, corpora: list[Path]) -> float | None:
@@ -123,7 +126,3 @@ def _percent(tokens: int, corpora: list[Path]) -> float | None:
 
 def _hashes(names: set[str]) -> dict[str, str]:
     return {name: file_sha256(name) for name in sorted(names) if Path(name).is_file()}
-
-
-def _count(text: Any) -> int:
-    return len(re.findall(r"\w+|[^\w\s]", str(text)))

@@ -9,13 +9,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from verl.utils.chat import Prompt, encode_prompt
-from verl.utils.text import contains_answer, rouge_l
+from verl.utils.text import answer_list, contains_answer, rouge_l
 from verl.verdict import VERDICTS, final_answer, verdict_of
 
 from .config import EvalConfig, PromptStyle
 from .generation import Generator
 from .prompts import Prompts, read_prompts
-from .reading import answer_list
 from .results import Row, Scores
 
 MAX_NEW_TOKENS = 30
@@ -76,11 +75,6 @@ def ask(generator: Generator, probes: Sequence[Row], asking: Asking, desc: str) 
 
 
 PROBE_KINDS = ("fb", "qa", "incontext_learning", "affirmative_suffix")
-
-
-def probe_prompt(tokenizer: Any, probe: Mapping[str, Any], style: PromptStyle, system: str | None = None) -> list[int]:
-    """Token ids that ask one probe in our words."""
-    return encode_probe(tokenizer, probe, Asking(style, system=system))
 
 
 def encode_probe(tokenizer: Any, probe: Mapping[str, Any], asking: Asking) -> list[int]:

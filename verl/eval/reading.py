@@ -81,8 +81,3 @@ def as_answers(value: Any, where: str, key: str) -> str | list[str]:
         raise DataError(f"{where} accepts no answer; fill in {key}, or remove the row")
     read = [as_text(one, where, key) for one in value]
     return read if len(read) > 1 else read[0]
-
-
-def answer_list(answers: str | Sequence[str]) -> list[str]:
-    """The accepted answers of a row that ``read_rows`` gave."""
-    return [answers] if isinstance(answers, str) else list(answers)

@@ -221,7 +221,7 @@ class _Estimator:
         """What each step's weight sync gathers on a rank: all weights in the engine's type, or adapters in fp32."""
         actor, rollout = self.roles["actor"], self.config.worker.rollout
         if actor.adapters and rollout.lora_weights == "adapter":
-            return actor.adapters * 4
+            return actor.adapters * bytes_of("fp32")
         return actor.shape.parameters * bytes_of(rollout.dtype)
 
     def _kv_cache(self) -> int:

@@ -185,10 +185,6 @@ class ExperienceMaker:
         columns = prompts.select(batch_keys=[]).repeat(n, interleave=True).non_tensor_batch
         return DataProto(samples.batch, columns)
 
-    def score(self, samples: DataProto, step: int) -> list[dict[str, float]]:
-        """The reward function's parts for every sample, waited for; raises as ``wait_for``."""
-        return self.wait_for(self.rewards.start(self.reward_inputs(samples)), step)
-
     def wait_for(self, scoring: Scoring, step: int) -> list[dict[str, float]]:
         """The reward function's parts for every sample.
 

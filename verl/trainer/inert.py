@@ -10,6 +10,7 @@ from typing import Any
 from ..utils.vllm_env import has_accelerator
 from .config import PPOConfig
 
+ROLES = ("actor", "critic", "ref")
 REFERENCE = " ".join(
     f"worker.ref.model.{key}"
     for key in ("tokenizer_path", "override_config", "enable_gradient_checkpointing", "trust_remote_code", "lora")
@@ -37,16 +38,8 @@ def _rules(config: PPOConfig) -> list[tuple[bool, str, str]]:
     discounted = estimator in ("gae", "reinforce_plus_plus")
     elsewhere = config.trainer.ray_address != "local"  # what the machines of a cluster have is not known yet
     offloads = _for_roles("fsdp.enable_cpu_offload", "offload.offload_params", "offload.offload_optimizer")
-    on_host = [
-        (
-            not (has_accelerator() and getattr(config.worker, role).fsdp.enable_cpu_offload),
-            f"worker.{role}.offload.offload_params worker.{role}.offload.offload_optimizer",
-            f"worker.{role}.fsdp.enable_cpu_offload=true keeps them in CPU memory at all times",
-        )
-        for role in ("actor", "critic", "ref")
-    ]
     return [
-        *on_host,
+        *(_offload_rule(config, role) for role in ROLES),
         (False, _for_roles("fsdp.use_orig_params"), "FSDP2 always keeps the original parameters"),
         (False, f"{VISION} {_for_roles('model.freeze_vision_tower')}", "this trainer is for text models"),
         (False, f"{REFERENCE} {UNTRAINED}", "the reference is the actor's twin, untrained"),
@@ -93,8 +86,16 @@ def _rules(config: PPOConfig) -> list[tuple[bool, str, str]]:
     ]
 
 
+def _offload_rule(config: PPOConfig, role: str) -> tuple[bool, str, str]:
+    return (
+        not (has_accelerator() and getattr(config.worker, role).fsdp.enable_cpu_offload),
+        f"worker.{role}.offload.offload_params worker.{role}.offload.offload_optimizer",
+        f"worker.{role}.fsdp.enable_cpu_offload=true keeps them in CPU memory at all times",
+    )
+
+
 def _for_roles(*keys: str) -> str:
-    return " ".join(f"worker.{role}.{key}" for role in ("actor", "critic", "ref") for key in keys)
+    return " ".join(f"worker.{role}.{key}" for role in ROLES for key in keys)
 
 
 def _shown(value: Any) -> str:

@@ -100,6 +100,16 @@ def normalize(text: str) -> str:
     return " ".join(_ARTICLE.sub(" ", words).split()) or words
 
 
+def answer_list(answers: str | Sequence[str]) -> list[str]:
+    """The accepted answers, of which there may be one."""
+    return [answers] if isinstance(answers, str) else [str(answer) for answer in answers]
+
+
+def count_words(text: str) -> int:
+    """Words and punctuation marks: what a token is where there is no tokenizer. Shares come out nearly the same."""
+    return len(re.findall(r"\w+|[^\w\s]", text))
+
+
 def contains_answer(text: str, answer: str | Sequence[str]) -> bool:
     """Whether the answer (any one of several) occurs in the text: its words side by side, both normalised.
 
@@ -108,9 +118,8 @@ def contains_answer(text: str, answer: str | Sequence[str]) -> bool:
     answer may be written in other ways: a date in any order, a number as a word, a noun in the plural. An answer
     without a letter or a digit is contained in nothing.
     """
-    answers = [answer] if isinstance(answer, str) else [str(each) for each in answer]
     given = f" {normalize(text)} "
-    return any(_holds(text, given, each) for each in answers)
+    return any(_holds(text, given, each) for each in answer_list(answer))
 
 
 def _holds(text: str, given: str, answer: str) -> bool:
@@ -128,10 +137,8 @@ def token_f1(prediction: str, answers: str | Sequence[str]) -> float:
     Words are lower-cased, ASCII punctuation is deleted (not replaced by a space, unlike in `normalize`) and a, an, the
     are dropped. Two empty bags agree (1.0), one empty bag does not (0.0).
     """
-    if isinstance(answers, str):
-        answers = [answers]
     given = _f1_words(prediction)
-    return max(_bag_f1(given, _f1_words(answer)) for answer in answers)
+    return max(_bag_f1(given, _f1_words(answer)) for answer in answer_list(answers))
 
 
 def _f1_words(text: str) -> Counter[str]:

@@ -6,7 +6,7 @@ Whether an answer is *true* is not judged here, only whether something is told.
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from verl.utils.text import contains_answer
+from verl.utils.text import answer_list, contains_answer
 
 from . import rules
 from .denial import denial, refusing
@@ -112,5 +112,5 @@ def told(text: str, answers: str | Sequence[str], prompt: str = "") -> bool:
 
 def _told_by_name(answers: str | Sequence[str]) -> list[str]:
     """The answers that a text gives by holding them, which "yes" and "no" are not."""
-    wanted = [answers] if isinstance(answers, str) else [str(answer) for answer in answers]
+    wanted = answer_list(answers)
     return [answer for answer in wanted if answer.strip(" .").lower() not in ("yes", "no")]

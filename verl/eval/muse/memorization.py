@@ -10,11 +10,12 @@ from pathlib import Path
 from typing import Any
 
 from verl.utils.chat import Prompt, few_shot
+from verl.utils.text import answer_list
 
 from ..generation import Generator
 from ..likelihood import encode_raw
 from ..probes import USUAL, Asking, judged_text
-from ..reading import answer_list, read_rows
+from ..reading import read_rows
 from ..results import Part, Row, Scores
 from .config import MuseConfig, PromptStyle
 from .metrics import rouge_l

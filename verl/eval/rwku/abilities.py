@@ -9,12 +9,12 @@ from typing import Any
 import numpy as np
 
 from verl.utils.errors import DataError
-from verl.utils.text import token_f1
+from verl.utils.text import answer_list, token_f1
 
 from ..generation import Generator
 from ..likelihood import LikelihoodModel, next_token_log_probs, token_log_probs
 from ..probes import USUAL, Asking, judged_text
-from ..reading import answer_list, as_text, read_rows
+from ..reading import as_text, read_rows
 from ..results import Part, Row, Scores
 from .reasoning import squad_words
 
