@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from pathlib import Path
 
 import pytest
 
@@ -47,6 +48,19 @@ class Script:
 @pytest.fixture
 def config(tiny_model, tmp_path, monkeypatch):
     monkeypatch.setattr(report, "Engines", Script)
+    return report_config(tiny_model, tmp_path)
+
+
+@pytest.fixture(scope="module")
+def made(tiny_model, tmp_path_factory):
+    """What a report says of itself, and its folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(report, "Engines", Script)
+        config = report_config(tiny_model, tmp_path_factory.mktemp("report"))
+        return report.make_report(config), Path(config.out)
+
+
+def report_config(tiny_model, tmp_path):
     target = tmp_path / "1_Ann"
     target.mkdir()
     for name, count in LEVELS.items():
@@ -67,9 +81,9 @@ def config(tiny_model, tmp_path, monkeypatch):
     return load(report.ReportConfig, [f"{key}={value}" for key, value in words.items()])
 
 
-def test_summary_holds_what_was_measured(config, tmp_path):
-    summary = report.make_report(config)
-    assert json.loads((tmp_path / "out/summary.json").read_text()) == summary
+def test_summary_holds_what_was_measured(made):
+    summary, out = made
+    assert json.loads((out / "summary.json").read_text()) == summary
     known = {"refusal_rate": 0, "containment": 100}
     gone = {"refusal_rate": 100, "containment": 0}
     assert summary["base"] == {
@@ -89,9 +103,8 @@ def test_summary_holds_what_was_measured(config, tmp_path):
     }
 
 
-def test_files_of_a_report(config, tmp_path):
-    report.make_report(config)
-    out = tmp_path / "out"
+def test_files_of_a_report(made):
+    _, out = made
     for name in ("pareto.png", "curves.png"):
         assert (out / name).read_bytes().startswith(b"\x89PNG")
     results = json.loads((out / "results.json").read_text())
@@ -108,9 +121,8 @@ def test_files_of_a_report(config, tmp_path):
     assert any(line.endswith("step 10, chosen on validation") for line in lines)
 
 
-def test_twenty_probes_side_by_side(config, tmp_path):
-    report.make_report(config)
-    text = (tmp_path / "out/dialogues.md").read_text()
+def test_twenty_probes_side_by_side(made):
+    text = (made[1] / "dialogues.md").read_text()
     assert text.count("\n### ") == 20
     assert text.count("| Base | ") == text.count("| RS | ") == text.count("| ReBO | ") == 20
     assert "> Ann 0 |?" in text
