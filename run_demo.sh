@@ -8,22 +8,20 @@
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
+source scripts/launch_lib.sh
+launch_check_words "$@"
 target=1 seed=0 words=()
 for word in "$@"; do
     case $word in
     target=*) target=${word#*=} ;;
     seed=*) seed=${word#*=} ;;
-    --help | -h)
-        sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"
-        exit 0
-        ;;
-    *=*) words+=("$word") ;;
-    *)
-        echo "run_demo.sh: $word is not key=value; write for example target=7 seed=3" >&2
-        exit 2
-        ;;
+    *) words+=("$word") ;;
     esac
 done
+: "${RANKS:=2}"
+launch_check RANKS '[1-9][0-9]*' 'a whole number above 0'
+launch_check target '[1-9][0-9]*' 'the number of a person'
+launch_check seed '0|[1-9][0-9]*' 'a whole number'
 source scripts/setup_env.sh
 
 started=$SECONDS
@@ -32,8 +30,7 @@ python3 data/atlas/pretrain.py seed="$seed"
 folders=("$world/Target/${target}"_*)
 if [[ ! -d ${folders[0]} ]]; then
     people=("$world"/Target/*_*)
-    echo "run_demo.sh: target=$target: there is no such person; give a number from 1 to ${#people[@]}" >&2
-    exit 2
+    launch_wrong "target=$target: there is no such person; give a number from 1 to ${#people[@]}"
 fi
 person=${folders[0]} name=$(basename "${folders[0]}")
 run=log/atlas/seed$seed/$name results=results/atlas/$target
@@ -43,7 +40,7 @@ rebo() { # MODEL [KEY=VALUE ...]: the trainer, starting from MODEL
         worker.actor.model.model_path="$1" data.seed=$((seed + 1)) worker.rollout.seed=$((seed + 1)) \
         data.train_files="$person/rl_rejection_with_fb_neighbor_target.json" \
         data.val_files="$person/rl_rejection_with_fb_neighbor_target_val.json" \
-        trainer.run_dir="$run/rebo" trainer.n_gpus_per_node="${RANKS:-2}" "${words[@]}" "${@:2}"
+        trainer.run_dir="$run/rebo" trainer.n_gpus_per_node="$RANKS" "${words[@]}" "${@:2}"
 }
 
 # What is wrong with the words is said now, not after RS, and also where ReBO was done before.

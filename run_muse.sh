@@ -24,13 +24,16 @@ published_model() { # CORPUS: prints the model that MUSE trained on it
     case $1 in
         books) echo muse-bench/MUSE-Books_target ;;
         news) echo muse-bench/MUSE-News_target ;;
-        *) echo "MODEL=... is needed for $1; only books and news have a published one" >&2 && return 1 ;;
+        *) launch_wrong "TARGETS=$TARGETS: MODEL=... is needed for $1; only books and news have a published one" ;;
     esac
 }
 
 launch_start "$@"
 asked=("${launch_eval_words[@]}")
-for corpus in $TARGETS; do
+if [[ -z $given ]]; then
+    for corpus in "${launch_targets[@]}"; do published_model "$corpus" >/dev/null; done
+fi
+for corpus in "${launch_targets[@]}"; do
     table=(kind=muse) launch_eval_words=("${asked[@]}")
     if [[ -z $given ]]; then
         MODEL=$(published_model "$corpus")

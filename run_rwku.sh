@@ -30,7 +30,7 @@ fi
     8_Paris_Hilton 9_Justin_Bieber 10_Prince_Harry,_Duke_of_Sussex}"
 
 launch_start "$@"
-for name in $TARGETS; do
+for name in "${launch_targets[@]}"; do
     launch_run "$(launch_find "$name")" || true
 done
 for kind in rule rwku; do

@@ -4,23 +4,24 @@ Everything that can be judged before a model is loaded is judged in ``RSConfig.p
 name and the rows in them. What needs a tokenizer (how long the rows are) is ``RS.utils.data``'s.
 """
 
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from verl.workers.config import Dtype, positive
+from verl.utils.environment import whole_variable
+from verl.utils.path_types import PathText, Sources, TemplateText, folder_problem
+from verl.workers.config import Dtype, positive, seed_problems
 
 Objective = Literal["rejection", "ga", "npo", "simnpo", "dpo"]
 
 
 @dataclass(frozen=True)
 class RSConfig:
-    model: str
+    model: PathText
     """Hugging Face folder or hub id of the model to train"""
-    data: str | list[str]
+    data: Sources | list[Sources]
     """training rows: a JSON, JSONL or parquet file, a folder, a hub id (``name@split``), or several"""
-    output_dir: str
+    output_dir: PathText
     """where ``epoch_<k>/``, ``metrics.jsonl``, ``config.yaml`` and, last, DONE are written"""
     objective: Objective = "rejection"
     """what is minimised on ``data``: ``rejection`` is supervised fine-tuning; the others are the papers' baselines"""
@@ -28,10 +29,11 @@ class RSConfig:
     """what is added on ``retain_data``: its likelihood (gdr), or the KL from the original model to the trained (klr)"""
     retain_weight: float = 1.0
     """weight of the retain loss"""
-    retain_data: str | list[str] | None = None
+    retain_data: Sources | list[Sources] | None = None
     """rows to keep; of RL rows the ``<normal>`` ones. As many are drawn each step as forget rows"""
     response_key: str | None = None
-    """column trained on instead of ``output`` (alpaca rows) or the solution (RL rows); for example ``answer``"""
+    """column trained on instead of ``output`` (alpaca rows), the solution (RL rows) or the assistant's last turn
+    (``messages``); for example ``answer``"""
     rejected_key: str = "answer"
     """dpo: column of the dispreferred response"""
     beta: float = 0.1
@@ -39,8 +41,8 @@ class RSConfig:
     gamma: float = 0.0
     """simnpo: margin"""
     system_prompt: str | None = None
-    """a system message before every prompt"""
-    override_chat_template: str | None = None
+    """a system message before every prompt that has none of its own"""
+    override_chat_template: TemplateText | None = None
     """jinja chat template instead of the tokenizer's: a path ending in .jinja, or the text itself"""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """further arguments of the chat template, for example ``{enable_thinking: false}``; one that the template does not
@@ -74,7 +76,8 @@ class RSConfig:
     lora_alpha: int = 16
     """scale of the adapters is alpha / rank"""
     lora_target: str | list[str] = "all-linear"
-    """modules that get adapters: ``all-linear``, a list, or names separated by commas"""
+    """modules that get adapters: ``all-linear``; names, as a list or separated by commas, each of one module or the end
+    of several modules' names (``q_proj``); or a regular expression for whole names"""
     gradient_checkpointing: bool = False
     """recompute activations in the backward pass"""
     padding_free: bool = True
@@ -116,12 +119,13 @@ class RSConfig:
             "max_grad_norm",
             "lora_alpha",
         )
+        found += seed_problems(self.seed)
         for name in ("retain_weight", "weight_decay", "lora_rank", "max_skipped_steps", "gamma"):
             if getattr(self, name) < 0:
                 found.append(f"{name}={getattr(self, name)}: must be 0 or greater")
         if not 0 <= self.warmup_ratio < 1:
             found.append(f"warmup_ratio={self.warmup_ratio}: must lie in [0, 1)")
-        ranks = int(os.environ.get("WORLD_SIZE", "1"))
+        ranks = whole_variable("WORLD_SIZE", 1)
         if self.fsdp_size != -1 and (self.fsdp_size < 1 or ranks % self.fsdp_size):
             found.append(f"fsdp_size={self.fsdp_size}: must divide the {ranks} rank(s), or be -1 (all)")
         if self.retain_loss != "none" and self.retain_data is None:
@@ -142,9 +146,8 @@ class RSConfig:
             template = Path(self.override_chat_template)
             if not template.is_file():
                 found.append(f"override_chat_template={template}: there is no such file; give a .jinja file")
-        output = Path(self.output_dir)
-        if output.exists() and not output.is_dir():
-            found.append(f"output_dir={output}: is a file; give a folder")
+        if reason := folder_problem(Path(self.output_dir)):
+            found.append(f"output_dir={self.output_dir}: {reason}")
         return found
 
     def _row_problems(self) -> list[str]:

@@ -9,7 +9,6 @@ configuration or the data are wrong, and nothing was written.
 """
 
 import logging
-import os
 import sys
 from pathlib import Path
 
@@ -20,6 +19,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file
 from RS.config import RSConfig
 from verl.utils.atomic import write_json, write_text
 from verl.utils.config import load, to_dict, to_yaml
+from verl.utils.environment import set_defaults, variable
 from verl.utils.errors import ConfigError, DataError
 
 logger = logging.getLogger(__name__)
@@ -29,7 +29,7 @@ DONE = "DONE"
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
-    first = os.environ.get("RANK", "0") == "0"
+    first = variable("RANK") in (None, "0")
     level = logging.INFO if first else logging.ERROR
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)
@@ -83,27 +83,36 @@ def is_done(config: RSConfig) -> bool:
 
 def run(config: RSConfig) -> int:
     """Train and write everything; DONE last."""
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    set_defaults(TOKENIZERS_PARALLELISM="false")
     import torch.distributed as dist
     from transformers.utils.logging import disable_progress_bar
 
-    from RS.models.build import start_distributed
+    from RS.models.build import model_config, start_distributed
     from RS.trainer import RSTrainer, TrainingError
     from RS.utils.data import encode_side, read_side
-    from verl.utils.chat import check_template_kwargs
+    from verl.utils.chat import check_system_prompt, check_template_kwargs
+    from verl.utils.loading import check_weights
+    from verl.utils.model import check_model, check_token_ids
     from verl.utils.tokenizer import get_tokenizer
 
     disable_progress_bar()  # the run's own bar is the one to watch
     tokenizer = get_tokenizer(config.model, config.override_chat_template, config.trust_remote_code)
     check_template_kwargs(tokenizer, config.chat_template_kwargs, "chat_template_kwargs")
+    check_system_prompt(tokenizer, config.system_prompt, "system_prompt", config.chat_template_kwargs)
+    check_model(model_config(config))
+    check_weights(config.model, must_be_here=True)
     sides = ["forget"] if config.retain_data is None else ["forget", "retain"]
     encoded = {side: encode_side(read_side(config, side)[0], tokenizer, config, side) for side in sides}
+    examples = [example for found, _ in encoded.values() for example in found]
+    ids = (ids for e in examples for ids in (e.prompt, e.response, e.rejected or []))
+    check_token_ids(model_config(config), tokenizer, ids)
     device = start_distributed()
     try:
+        retain = encoded["retain"][0] if "retain" in encoded else None
+        trainer = RSTrainer(config, tokenizer, encoded["forget"][0], retain, device)
         if dist.get_rank() == 0:
             _write_header(config, {side: vars(counts) for side, (_, counts) in encoded.items()})
-        retain = encoded["retain"][0] if "retain" in encoded else None
-        RSTrainer(config, tokenizer, encoded["forget"][0], retain, device).fit()
+        trainer.fit()
         if dist.get_rank() == 0:
             write_text(Path(config.output_dir) / DONE, f"{config.num_train_epochs} epochs\n")
             logger.info("done: %s", config.output_dir)
@@ -117,10 +126,10 @@ def run(config: RSConfig) -> int:
 
 def _write_header(config: RSConfig, counts: dict[str, dict]) -> None:
     from verl.utils.provenance import file_sha256, git_revision
+    from verl.utils.rows import find_sources
 
     folder = Path(config.output_dir)
-    sources = [config.data] if isinstance(config.data, str) else config.data
-    files = [source for source in sources if Path(source).is_file()]
+    files = [str(source.path) for source in find_sources(config.data) if source.path.is_file()]
     write_text(folder / "config.yaml", to_yaml(config))
     write_json(
         folder / "provenance.json",

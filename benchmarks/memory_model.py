@@ -63,7 +63,7 @@ def main() -> None:
     with TemporaryDirectory() as folder:
         (Path(folder) / "config.json").write_text("{}")
         rows = Path(folder) / "rows.jsonl"
-        rows.write_text('{"prompt": "p", "answer": "a"}\n' * 32)
+        rows.write_text('{"prompt": "p", "answer": ["<normal>", "a"]}\n' * 32)
         for title, name, nodes, gpus, tensor_parallel, changes in SETUPS:
             arguments = [
                 f"data.train_files={rows}",

@@ -29,20 +29,21 @@ from data.common.files import (
     Row,
     checksum_problems,
     dump_rows,
-    read_rows,
     schema_problems,
 )
 from data.common.naming import TargetName
 from data.common.probes import PROBE_FIELDS, ProbeIndex, texts_of
 from data.common.refusals import BANK, deal_refusals, load_refusals
 from data.common.release import CONTINUATION, NEIGHBOR_ROWS, RS_ROWS, read_release
-from data.common.sources import download, is_hub_id
+from data.common.sources import download
 from data.common.splits import division, split_validation, tag_of
 from data.prepare_rwku import RL_FILE, RS_FILE, VAL_FILE
 from verl.utils.cli import run_cli
 from verl.utils.config import to_dict
 from verl.utils.errors import DataError, bullet_list
+from verl.utils.path_types import PathText
 from verl.utils.provenance import git_revision
+from verl.utils.rows import is_hub_id, read_file
 
 logger = logging.getLogger(__name__)
 
@@ -84,12 +85,12 @@ _WORD = re.compile(r"\S+")
 class PrepareConfig:
     """What to prepare, and what the training prompts look like where they have to be made."""
 
-    source: str
+    source: PathText
     """Folder, or dataset id on the Hugging Face hub."""
     corpus: Literal["news", "books"]
     """Which corpus the source is; the output goes to OUT/<corpus>/."""
-    out: str = "data/MUSE"
-    training: str | None = None
+    out: PathText = "data/MUSE"
+    training: PathText | None = None
     """Folder with the RULE release's rows (its data/MUSE/books), where the source has none (the hub's has none)."""
     subject: str | None = None
     """What refusals call the corpus; null takes "these news articles" or "the Harry Potter books" ("Harry Potter" over
@@ -100,7 +101,7 @@ class PrepareConfig:
     """Length of a passage's opening, which is the prompt."""
     answer_words: int = 30
     """Length of its continuation, which is the answer on the retain side."""
-    refusals: str = str(BANK)
+    refusals: PathText = str(BANK)
     """The refusal bank."""
     val_fraction: float = 0.1
     """Share of the RL rows that goes to validation; 0 makes none."""
@@ -173,7 +174,7 @@ def _collect(source: Path, config: PrepareConfig, folder: OutputFolder) -> tuple
                 tried = " or ".join(f"{name}.{{json,jsonl,parquet,txt}}" for name in _aliases(part))
                 problems.append(f"{source}: lacks {tried}; the hub has it as {part}")
             continue
-        rows[part] = [row for path in paths for row in read_rows(path)]
+        rows[part] = [row for path in paths for row in read_file(path)]
         problems += schema_problems(rows[part], spec, paths[0])
         expected = spec.rows or RAW_ROWS[config.corpus].get(part)
         if expected is not None and len(rows[part]) != expected:
@@ -249,7 +250,7 @@ def _ready_rows(source: Path) -> _Training | None:
     own = {name: source / name for name in TRAINING if (source / name).is_file()}
     if RS_FILE not in own or RL_FILE not in own:
         return None
-    given = {name: read_rows(path) for name, path in own.items()}
+    given = {name: read_file(path) for name, path in own.items()}
     problems = [line for name, path in own.items() for line in schema_problems(given[name], TRAINING[name], path)]
     if not problems:
         problems = _spoilt(own[RS_FILE], given[RS_FILE], given[RL_FILE])

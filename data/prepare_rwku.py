@@ -29,8 +29,6 @@ from data.common.files import (
     Row,
     checksum_problems,
     dump_rows,
-    parse_rows,
-    read_rows,
     schema_problems,
 )
 from data.common.naming import TargetName
@@ -49,7 +47,10 @@ from data.common.splits import division, rebalanced, split_validation, tag_of
 from verl.utils.cli import run_cli
 from verl.utils.config import to_dict
 from verl.utils.errors import DataError, bullet_list
+from verl.utils.path_types import PathText
 from verl.utils.provenance import git_revision
+from verl.utils.row_values import rule_problem
+from verl.utils.rows import parse_rows, read_file
 from verl.utils.text import normalize
 
 logger = logging.getLogger(__name__)
@@ -108,13 +109,13 @@ LEFT_OUT = {"rl_rejection_eval_target.json": "consists of the probes, which vali
 class PrepareConfig:
     """What to prepare, and how much of the training rows goes to validation."""
 
-    source: str
+    source: PathText
     """Folder, or dataset id on the Hugging Face hub."""
-    out: str = "data/RWKU"
+    out: PathText = "data/RWKU"
     """Target folders are written to OUT/Target/."""
     targets: list[str] | None = None
     """Numbers, names or folder names; null takes every target of the source."""
-    training: str | None = None
+    training: PathText | None = None
     """Folder of target folders with the training files, where the source has none (the hub's has none)."""
     val_fraction: float = 0.1
     """Share of the RL rows that goes to validation, and out of every training file. 0 copies the files as published."""
@@ -202,7 +203,8 @@ def _check(target: Target) -> Checked:
 
 def _subject_problems(rows: list[Row], spec: FileSpec, target: Target) -> list[str]:
     """Probes about another target, which would be scored as if they were about this one."""
-    named = Counter(row["subject"] for row in rows if spec.role == "probe" and "subject" in row)
+    subjects = (row.get("subject") for row in rows if spec.role == "probe")
+    named = Counter(subject for subject in subjects if isinstance(subject, str))
     return [
         f"{target.path}: {count} probes are about {other!r}, not {target.name!r}; fetch the files again"
         for other, count in named.items()
@@ -308,11 +310,11 @@ def _gold_answers(checked: Checked, config: PrepareConfig) -> dict[str, tuple[st
 def _model_replies(place: str) -> dict[str, list[str]]:
     """Normalised question to what the original model replied, over all target folders of a source."""
     root = Path(place) / "Target" if (Path(place) / "Target").is_dir() else Path(place)
-    rows = [row for path in sorted(root.glob(f"*_*/{ABLATION_FILE}")) for row in read_rows(path)]
+    rows = [row for path in sorted(root.glob(f"*_*/{ABLATION_FILE}")) for row in read_file(path)]
     return {
         normalize(row["prompt"]): row["solution"][1:]
         for row in rows
-        if FILES[ABLATION_FILE].keys.keys() <= row.keys() and tag_of(row) == "<normal>"
+        if isinstance(row.get("prompt"), str) and not rule_problem(row.get("solution")) and tag_of(row) == "<normal>"
     }
 
 
@@ -338,8 +340,8 @@ def _with_answers(rows: list[Row], gold: dict[str, tuple[str, str | list[str]]])
 def _prompts(row: Row) -> list[str]:
     """Every prompt a training row holds."""
     neighbors = [row[key] for key in ("neighbor_question", "FB_neighbor_question") if isinstance(row.get(key), dict)]
-    own = [row[key] for key in ("prompt", "instruction", "FB_instruction") if key in row]
-    return own + [neighbor["question"] for neighbor in neighbors if "question" in neighbor]
+    own = [row.get(key) for key in ("prompt", "instruction", "FB_instruction")]
+    return [text for text in (*own, *(neighbor.get("question") for neighbor in neighbors)) if isinstance(text, str)]
 
 
 def _divide(checked: Checked, config: PrepareConfig) -> tuple[dict[str, list[Row]], set[str], dict]:

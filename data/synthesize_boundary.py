@@ -21,7 +21,7 @@ from typing import Any
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file also runs as a script
 
 from data.common.checks import RowChecker
-from data.common.files import OutputFolder, dump_rows, read_rows
+from data.common.files import OutputFolder, dump_rows
 from data.common.naming import TargetName
 from data.common.probes import PROBE_FIELDS, ProbeIndex
 from data.common.refusals import BANK, deal_refusals, load_refusals
@@ -31,11 +31,14 @@ from data.synthesis.chat import Chat, LocalChat
 from data.synthesis.prompts import PROMPTS, Prompts
 from data.synthesis.stages import Fact, Synthesis, ask_aliases
 from verl.utils.atomic import write_json
+from verl.utils.chat import check_system_prompt
 from verl.utils.cli import run_cli
 from verl.utils.config import to_dict
 from verl.utils.endpoint import ChatEndpoint
 from verl.utils.errors import ConfigError, DataError
+from verl.utils.path_types import PathText
 from verl.utils.provenance import git_revision
+from verl.utils.rows import read_file
 from verl.utils.text import count_words
 from verl.utils.tokenizer import get_tokenizer
 
@@ -67,7 +70,7 @@ class EndpointConfig:
 class LocalConfig:
     """A local model through vLLM."""
 
-    model: str | None = None
+    model: PathText | None = None
     """Folder or hub id of a chat model."""
     dtype: str = "auto"
     max_model_len: int | None = None
@@ -80,7 +83,7 @@ class LocalConfig:
 class SynthesisConfig:
     """Whom to write about, with which model, and how much."""
 
-    out: str
+    out: PathText
     """Folder for the files; a target folder of prepare_rwku.py or prepare_muse.py, or a new one."""
     target: str | None = None
     """Name of the target, spelled as it should be; null reads it from OUT/intro.json."""
@@ -90,16 +93,16 @@ class SynthesisConfig:
     """Other names of the target; null asks the model, [] means that there are none."""
     endpoint: EndpointConfig = field(default_factory=EndpointConfig)
     local: LocalConfig = field(default_factory=LocalConfig)
-    probes: str | None = None
+    probes: PathText | None = None
     """Folder of probes that no row may overlap with; null takes OUT where it holds probes."""
-    forget_corpus: str | None = None
+    forget_corpus: PathText | None = None
     """Full forget corpus for the token share; null takes OUT/positive.json (RWKU) or OUT/raw/forget.json (MUSE)."""
-    retain_corpus: str | None = None
+    retain_corpus: PathText | None = None
     """Full retain corpus for the boundary rows' share; null takes OUT/raw/retain1.json, which only MUSE has."""
-    tokenizer: str | None = None
+    tokenizer: PathText | None = None
     """Tokenizer that counts tokens; null takes the local model's, or counts words."""
-    prompts: str = str(PROMPTS)
-    refusals: str = str(BANK)
+    prompts: PathText = str(PROMPTS)
+    refusals: PathText = str(BANK)
     num_questions: int = 300
     """Forget questions wanted; each brings up to four RL rows."""
     questions_per_request: int = 10
@@ -171,6 +174,8 @@ def _run(config: SynthesisConfig, out: Path) -> tuple[Synthesis, list[Fact]]:
     """The finished stages; where they fail, the report says how far they came."""
     target, introduction = _introduction(config, out)
     prompts, probes = Prompts.load(config.prompts), _probes(config, out)
+    if config.local.model is not None:
+        check_system_prompt(get_tokenizer(config.local.model), prompts.system, f"prompts={config.prompts}: system.txt")
     writer, examiner, close = connect(config, out / ANSWERS)
     try:
         aliases = config.aliases
@@ -231,9 +236,13 @@ def _introduction(config: SynthesisConfig, out: Path) -> tuple[str, str]:
     """Name and introduction; RWKU's introductions open with "Please forget ...", which the model need not read."""
     target, introduction = config.target, config.intro
     if (target is None or introduction is None) and (out / "intro.json").is_file():
-        row = read_rows(out / "intro.json")[0]
-        target = target or row["target"]
-        introduction = introduction or row["intro"].removeprefix(f"Please forget {row['target']}.").strip()
+        path = out / "intro.json"
+        row = next(iter(read_file(path)), {})
+        name, intro = row.get("target"), row.get("intro")
+        if not isinstance(name, str) or not isinstance(intro, str):
+            raise DataError(f"{path}: its row must have the texts target and intro; it has {', '.join(row)}")
+        target = target or name
+        introduction = introduction or intro.removeprefix(f"Please forget {name}.").strip()
     if not target or not introduction:
         raise ConfigError(f"target={target!r} intro={introduction!r}: give both, or an intro.json in out={out}")
     return target, introduction

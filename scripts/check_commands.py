@@ -4,7 +4,9 @@
 
 One command a line, quoted for a shell. Each is printed with what is wrong with its configuration and files, as its own
 command line would report it. A model that an earlier command makes is judged by the model that one starts from.
-Exit code 1 if anything is wrong. Left out: what only running shows, such as memory and the length of prompts.
+Exit code 1 if anything is wrong. With ``--words`` the commands need not be whole: only keys and types are checked, and
+what is wrong with them is written to stderr, with exit code 2. Left out: what only running shows, such as memory and
+the length of prompts.
 """
 
 import shlex
@@ -21,8 +23,8 @@ from verl.eval.config import EvalConfig
 from verl.eval.main import select_parts, targets
 from verl.trainer.config import PPOConfig, migrate
 from verl.utils.cli import show_help
-from verl.utils.config import load
-from verl.utils.errors import ConfigError, DataError
+from verl.utils.config import load, word_problems
+from verl.utils.errors import ConfigError, DataError, bullet_list
 
 MODEL_KEYS = ("model", "worker.actor.model.model_path", "worker.ref.model.model_path", "worker.critic.model.model_path")
 
@@ -87,12 +89,26 @@ class Checker:
         return []
 
 
+def check_words(command: str) -> list[str]:
+    """What is wrong with a command's keys and the types of their values; what it leaves out is not looked at."""
+    program, *words = shlex.split(command)
+    cls, moves = {"RS/train.py": (RSConfig, None), "verl.trainer.main": (PPOConfig, migrate)}.get(
+        program, (EvalConfig, None)
+    )
+    return [f"{program}: {problem}" for problem in word_problems(cls, words, moves)]
+
+
 def _as_dict(arguments: list[str]) -> dict[str, str]:
     return dict(argument.split("=", 1) for argument in arguments)
 
 
 def main(argv: Sequence[str] = ()) -> int:
     show_help(argv, __doc__)
+    if "--words" in argv:
+        problems = [problem for command in sys.stdin.read().splitlines() for problem in check_words(command)]
+        if problems:
+            sys.stderr.write(bullet_list("these settings cannot be:", problems) + "\n")
+        return 2 if problems else 0
     checker, wrong = Checker(), 0
     for command in sys.stdin.read().splitlines():
         problems = checker.check(command)

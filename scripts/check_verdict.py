@@ -6,8 +6,6 @@ repository where there is one. Texts that are judged wrongly follow, but not tho
 rule may be fitted.
 """
 
-import json
-import os
 import sys
 import time
 from collections.abc import Iterator
@@ -16,6 +14,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from verl.utils.cli import show_help
+from verl.utils.environment import variable
+from verl.utils.row_files import read_json
+from verl.utils.rows import read_file
 from verl.verdict import verdict_of
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -27,14 +28,13 @@ Case = dict
 
 def read_cases(name: str) -> list[Case]:
     """The rows of ``seen``, ``seen2`` or ``unseen``."""
-    lines = (FOLDER / f"{name}.jsonl").read_text(encoding="utf-8").splitlines()
-    return [json.loads(line) for line in lines]
+    return read_file(FOLDER / f"{name}.jsonl")
 
 
 def own_cases() -> list[Case]:
     """Our older set, whose rules are fitted to it."""
     kinds = {"refusals": "refusal", "deflections": "deflection", "facts": "answer"}
-    cases = json.loads((FOLDER / "cases.json").read_text(encoding="utf-8"))
+    cases = read_json(FOLDER / "cases.json")
     return [{"text": text, "verdict": kinds[kind]} for kind, texts in cases.items() for text in texts]
 
 
@@ -42,12 +42,11 @@ def rwku_cases(folder: Path) -> list[Case]:
     """Refusal templates, each once, and passages and gold answers of all targets under ``folder``."""
     refusals, facts = set(), set()
     for target in sorted(folder.iterdir()):
-        for row in json.loads((target / "reject_target.json").read_text(encoding="utf-8")):
+        for row in read_file(target / "reject_target.json"):
             refusals.add(row["output"].replace(row["subject"], "Stephen King"))
         for name in ("passage", "forget_mia", "retain_mia", "forget_level*", "neighbor_level*"):
             for path in target.glob(f"{name}.json"):
-                rows = json.loads(path.read_text(encoding="utf-8"))
-                facts.update(str(row.get("text", row.get("answer"))) for row in rows)
+                facts.update(str(row.get("text", row.get("answer"))) for row in read_file(path))
     cases = [{"text": text, "verdict": "refusal"} for text in sorted(refusals)]
     return cases + [{"text": text, "verdict": "answer"} for text in sorted(facts)]
 
@@ -70,7 +69,7 @@ def groups(cases: list[Case]) -> Iterator[tuple[str, list[Case]]]:
 
 def main() -> None:
     show_help(sys.argv[1:], __doc__)
-    shared = Path(os.environ.get("RULE_SHARED_DATA", ROOT.parent / "shared/data")) / "RWKU/Target"
+    shared = Path(variable("RULE_SHARED_DATA") or ROOT.parent / "shared/data") / "RWKU/Target"
     folders = list(map(Path, sys.argv[1:])) or [folder for folder in [shared] if folder.is_dir()]
     sets = {"cases.json": own_cases(), "unseen.jsonl": read_cases("unseen")}
     sets |= {f"{name}.jsonl": read_cases(name) for name in ("seen", "seen2")}

@@ -1,4 +1,5 @@
 # What run_rwku.sh and run_muse.sh share: targets go through RS, ReBO and evaluation one by one, then a table is made.
+# run_demo.sh and RS/scripts take the checks of words and variables alone.
 # Source it in the repository's root, once SUITE, MODEL, MODEL_TAG, DATA and CONFIG are set, and call launch_start.
 #
 # A stage is skipped if the DONE that its command writes last is there, and for no other reason. A target that fails is
@@ -8,28 +9,96 @@
 launch_child="" launch_target="" launch_folder=""
 launch_failed=() launch_finished=() launch_commands=()
 
-launch_start() { # KEY=VALUE...: fills in defaults; the words are handed to the trainer of every target
-    if [[ ${1:-} == --help || ${1:-} == -h ]]; then
-        sed -n '2,/^[^#]/s/^# \{0,1\}//p' "${BASH_SOURCE[1]}" # the comment on top of the launcher
-        exit 0
-    fi
+launch_wrong() { # MESSAGE...: what the user can mend; leaves with exit code 2
+    echo "$(basename "$0"): $*" >&2
+    exit 2
+}
+
+launch_check_words() { # WORD...: --help prints the comment on top of the launcher; anything else must be key=value
+    local word
+    for word in "$@"; do
+        if [[ $word == --help || $word == -h ]]; then
+            sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+            exit 0
+        fi
+    done
+    for word in "$@"; do
+        if [[ $word != [a-z]*=* ]]; then
+            if [[ $word =~ ^[A-Z][A-Z_]*= ]]; then
+                launch_wrong "$word: is an environment variable; write it in front: $word bash $0"
+            fi
+            launch_wrong "$word: is not key=value; write for example seed=1, or --help"
+        fi
+    done
+}
+
+launch_check() { # NAME PATTERN RULE: the variable NAME must match; in paths ~ is the home folder
+    if [[ ! ${!1} =~ ^($2)$ ]]; then launch_wrong "$1=${!1}: must be $3"; fi
+}
+
+launch_at_home() { # NAME...: replaces a leading ~ in these variables, which a shell leaves alone within quotes
+    local name
+    for name in "$@"; do
+        if [[ ${!name:-} == "~" || ${!name:-} == "~/"* ]]; then printf -v "$name" %s "$HOME${!name:1}"; fi
+    done
+}
+
+launch_split() { # NAME: the words of the variable NAME, into the array launch_split_words
+    read -ra launch_split_words -d '' <<<"${!1}" || true
+    local word
+    for word in "${launch_split_words[@]}"; do
+        if [[ $word != [a-z]*=* ]]; then
+            launch_wrong "$1=${!1}: $word is not key=value; words end at blanks, so a text with blanks needs a YAML file"
+        fi
+    done
+}
+
+launch_check_settings() { # misspelt keys and values of the wrong type, whatever the target, before anything runs
+    local code=0 commands
+    commands=("$(printf '%q ' verl.trainer.main config="$CONFIG" "${launch_words[@]}")"
+        "$(printf '%q ' verl.eval.main "${launch_eval_words[@]}")")
+    if [[ $RS == 1 ]]; then commands+=("$(printf '%q ' RS/train.py config="$RS_CONFIG" "${launch_rs_words[@]}")"); fi
+    printf '%s\n' "${commands[@]}" | python3 scripts/check_commands.py --words || code=$?
+    if ((code == 2)); then exit 2; fi
+}
+
+launch_start() { # KEY=VALUE...: fills in defaults and checks them; the words are handed to the trainer of every target
+    launch_check_words "$@"
     : "${NAME:=$(basename "${CONFIG%%,*}" .yaml)}" "${METHOD:=ReBO}" "${REFERENCE:=rs}" "${RS:=1}" "${DRY_RUN:=0}"
     : "${RS_CONFIG:=RS/configs/rt.yaml}" "${RS_EPOCH:=2}" "${RS_ARGS:=}" "${EVAL_ARGS:=}"
     : "${TRAIN_FILE:=rl_rejection_with_fb_neighbor_target.json}"
     : "${RS_ROOT:=log/RS/rt_full/$MODEL_TAG}" "${LOG_ROOT:=log/$SUITE/$MODEL_TAG}" "${RESULTS:=results/$SUITE/$MODEL_TAG}"
     : "${GPUS:=$(launch_count_gpus)}"
+    launch_check RS '0|1' '0 or 1'
+    launch_check DRY_RUN '0|1|print' '0, 1 or print'
+    launch_check REFERENCE 'rs|original' 'rs or original'
+    launch_check RS_EPOCH '[1-9][0-9]*' 'a whole number above 0'
+    launch_check GPUS '[1-9][0-9]*' 'a whole number above 0'
+    launch_at_home MODEL DATA RS_ROOT LOG_ROOT RESULTS RETRAIN_MODEL
     launch_words=("$@")
-    read -ra launch_rs_words <<<"$RS_ARGS"
-    read -ra launch_eval_words <<<"$EVAL_ARGS"
+    launch_split RS_ARGS && launch_rs_words=("${launch_split_words[@]}")
+    launch_split EVAL_ARGS && launch_eval_words=("${launch_split_words[@]}")
+    read -ra launch_targets -d '' <<<"$TARGETS" || true
+    launch_check_targets
     if [[ $DRY_RUN != print ]]; then source scripts/setup_env.sh; fi
+    if [[ $DRY_RUN == 0 ]]; then launch_check_settings; fi
     trap 'launch_stop 130' INT
     trap 'launch_stop 143' TERM
 }
 
+launch_check_targets() { # at least one of TARGETS must be there; the others are reported at the end
+    local name
+    for name in "${launch_targets[@]}"; do
+        if [[ $DRY_RUN != 0 || -d $(launch_find "$name") ]]; then return 0; fi
+    done
+    launch_wrong "TARGETS=${launch_targets[*]}: there is no such folder in DATA=$DATA; data/prepare_$SUITE.py makes them"
+}
+
 launch_count_gpus() { # GPUs of this machine, or 1 where there is none
     local count
-    if [[ -v CUDA_VISIBLE_DEVICES ]]; then # empty or -1: none is wanted
-        count=$(tr ',' '\n' <<<"$CUDA_VISIBLE_DEVICES" | grep -c '^[^-]' || true)
+    if [[ -v CUDA_VISIBLE_DEVICES ]]; then # empty: none is wanted; CUDA ignores -1 and all that stands behind it
+        count=$(awk -v RS=, '{ gsub(/[[:space:]]/, "") } /^-/ { exit } /./ { n++ } END { print n + 0 }' \
+            <<<"$CUDA_VISIBLE_DEVICES")
     else
         count=$(nvidia-smi -L 2>/dev/null | grep -c '^GPU' || true)
     fi
@@ -121,14 +190,19 @@ launch_run() { # DATA_FOLDER: one target through every stage; fails with the fir
         trainer.experiment_name="$NAME/$launch_target" trainer.n_gpus_per_node="$GPUS" "${launch_words[@]}" || return 1
     launch_evaluate base "$MODEL" "$data" || return 1
     if [[ $RS == 1 ]]; then launch_evaluate rs "$start" "$data" || return 1; fi
-    tuned=$(launch_checkpoint "$run") && launch_evaluate "$NAME" "$tuned" "$data" || return 1
+    if ! tuned=$(launch_checkpoint "$run" 2>/dev/null); then
+        launch_failed+=("$launch_target: $run/checkpoints/checkpoint_tracker.json cannot be read")
+        return 1
+    fi
+    launch_evaluate "$NAME" "$tuned" "$data" || return 1
     launch_finished+=("$launch_target")
 }
 
 launch_row() { # ROW METHOD TARGET...: a row of the table as a word, with the folders of its targets
     local row=$RESULTS/$1 method=$2 folders
     shift 2
-    folders=$(printf "'%s'," "${@/#/$row/}")
+    folders=("${@/#/$row/}")
+    folders=$(printf "'%s'," "${folders[@]//\'/\'\'}") # YAML doubles a quote within quotes
     printf 'rows.%s=[%s]' "$method" "${folders%,}"
 }
 

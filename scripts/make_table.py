@@ -23,6 +23,7 @@ from verl.eval.results import counting, read_results
 from verl.utils.atomic import write_text
 from verl.utils.cli import run_cli
 from verl.utils.errors import DataError
+from verl.utils.path_types import PathText
 
 logger = logging.getLogger("make_table")
 
@@ -47,9 +48,9 @@ class TableConfig:
 
     kind: Literal["rule", "rwku", "muse", "ablation"]
     """rule: RULE's main table. rwku: RWKU's. muse: MUSE's. ablation: RULE's measures, with differences to a row."""
-    rows: dict[str, list[str]]
+    rows: dict[str, list[PathText]]
     """Method to its results: folders, results.json files or patterns such as results/rwku/*/rebo, one per target."""
-    out: str
+    out: PathText
     """Folder to write into."""
     published: list[str] | None = None
     """Methods of the papers to print, by the names in their files. null: all of them, where the rows were measured on
@@ -58,7 +59,7 @@ class TableConfig:
     """With kind=muse: the corpus whose published rows are printed; without it there are none."""
     reference: str | None = None
     """With kind=ablation: the row that the others are compared to; null is the first."""
-    paper: str = str(ROOT / "data" / "paper")
+    paper: PathText = str(ROOT / "data" / "paper")
     """Folder of the published figures."""
 
     def problems(self) -> list[str]:

@@ -18,11 +18,13 @@ from typing import Any, Literal
 
 import torch
 import torch.distributed.checkpoint as dcp
-import transformers
-from accelerate import init_empty_weights
 
 from verl.utils.config import load
 from verl.utils.errors import ConfigError, DataError
+from verl.utils.hf_folder import write_model
+from verl.utils.model import empty_model, load_config
+from verl.utils.path_types import PathText
+from verl.workers.config import ModelConfig
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")
@@ -32,14 +34,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class MergeConfig:
-    local_dir: str
+    local_dir: PathText
     """folder of one model in a checkpoint: <save_checkpoint_path>/global_step_N/actor, or critic"""
-    out: str | None = None
+    out: PathText | None = None
     """the folder to make; null: <local_dir>/merged"""
     lora: Literal["merged", "adapter"] = "merged"
     """LoRA training only: add the adapters to the weights, or write them alone as a PEFT folder"""
     dtype: Literal["auto", "bf16", "fp16", "fp32"] = "auto"
     """type of the written weights; auto: the one that config.json names. Adapters keep theirs"""
+    trust_remote_code: bool = False
+    """run code that comes with the model"""
 
     @property
     def target(self) -> Path:
@@ -77,9 +81,10 @@ def build(config: MergeConfig) -> Any:
     Raises:
         DataError: the state's names are not this model's.
     """
-    hf_config = transformers.AutoConfig.from_pretrained(Path(config.local_dir) / "huggingface")
-    with init_empty_weights(include_buffers=False):
-        base = getattr(transformers, hf_config.architectures[0])(hf_config)
+    source = ModelConfig(str(Path(config.local_dir) / "huggingface"), trust_remote_code=config.trust_remote_code)
+    hf_config = load_config(source)
+    value_head = hf_config.architectures[0].endswith("ForTokenClassification")
+    base = empty_model(hf_config, value_head=value_head, trust_remote_code=config.trust_remote_code)
     model = _with_adapters(base, config.lora_file) if config.lora_file.is_file() else base
     state = read_model_state(Path(config.local_dir) / "dcp")
     unexpected = model.load_state_dict(state, strict=False, assign=True).unexpected_keys
@@ -105,7 +110,8 @@ def merge(config: MergeConfig) -> Path:
             skip = (*WEIGHTS, "config.json", "generation_config.json")
         else:
             model = model.merge_and_unload() if config.lora_file.is_file() else model
-            model.to(DTYPES.get(config.dtype, model.config.dtype)).save_pretrained(folder, max_shard_size="5GB")
+            model.to(DTYPES.get(config.dtype, model.config.dtype))
+            write_model(model, model.state_dict(), folder, max_shard_size="5GB")
             skip = (*WEIGHTS, "config.json")
         shutil.copytree(source, folder, ignore=shutil.ignore_patterns(*skip), dirs_exist_ok=True)
         folder.rename(config.target)

@@ -27,15 +27,16 @@ PY
 }
 
 _rule_find_python() { # prints the first interpreter that can make the environment
-    local candidate
-    for candidate in ${PYTHON:-python3.11 python3.12 python3.13 python3}; do
+    local candidate candidates=(python3.11 python3.12 python3.13 python3)
+    if [[ -n ${PYTHON:-} ]]; then candidates=("$PYTHON"); fi
+    for candidate in "${candidates[@]}"; do
         if "$candidate" -c 'import ensurepip, sys, venv; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
             command -v "$candidate"
             return 0
         fi
     done
     echo "RULE needs Python 3.11 or newer with the venv module (on Debian: apt install python3 python3-venv)." \
-        "Tried: ${PYTHON:-python3.11 python3.12 python3.13 python3}. Name another with PYTHON=/path/to/python3." >&2
+        "Tried: ${candidates[*]}. Name another with PYTHON=/path/to/python3." >&2
     return 1
 }
 

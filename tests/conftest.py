@@ -14,7 +14,7 @@ CHAT_TEMPLATE = (
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
     """The folder with the real RWKU targets; tests that use it are skipped where it is absent."""
-    folder = Path(os.environ.get("RULE_SHARED_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    folder = Path(os.environ.get("RULE_SHARED_DATA") or Path(__file__).parents[2] / "shared" / "data")
     if not folder.is_dir():
         pytest.skip("the shared RWKU data is not here (set RULE_SHARED_DATA)")
     return folder

@@ -4,7 +4,6 @@ Sharding, LoRA and loading are ``verl.utils.model``'s, so that both stages of RU
 ranks, with or without a GPU.
 """
 
-import os
 from dataclasses import replace
 
 import torch
@@ -13,9 +12,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from RS.config import RSConfig
+from verl.utils.environment import variable, whole_variable
 from verl.utils.fsdp import build_mesh
 from verl.utils.model import build_model, resolve_dtype
 from verl.utils.optim import build_optimizer
+from verl.utils.orphans import end_with_parent
 from verl.workers.config import FSDPConfig, LoraConfig, ModelConfig, OptimConfig
 
 
@@ -24,8 +25,10 @@ def start_distributed() -> torch.device:
     on_gpu = torch.cuda.is_available()
     backend = "cpu:gloo,cuda:nccl" if on_gpu else "gloo"
     if on_gpu:
-        torch.cuda.set_device(int(os.environ.get("LOCAL_RANK", 0)))
-    if "WORLD_SIZE" in os.environ:
+        torch.cuda.set_device(whole_variable("LOCAL_RANK", 0))
+    if variable("TORCHELASTIC_RUN_ID"):
+        end_with_parent()  # torchrun, killed with SIGKILL, would leave its ranks training
+    if variable("WORLD_SIZE"):
         dist.init_process_group(backend)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)

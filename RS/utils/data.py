@@ -2,7 +2,7 @@
 
 Row formats, told apart by their columns:
 
-- ``instruction`` (and ``input``), ``output``: alpaca, RULE's ``reject_target.json``
+- ``instruction`` (and ``input``, ``system``, ``history``), ``output``: alpaca, RULE's ``reject_target.json``
 - ``messages``: a conversation that ends with the assistant's turn
 - ``prompt``, ``solution``: RULE's RL rows; ``<reject>`` rows are the forget side, ``<normal>`` rows the retain side
 - ``prompt``, ``response`` with two entries: RWKU's preference pairs, preferred first (dpo only)
@@ -13,13 +13,25 @@ Batching is ``RS.utils.batches``'.
 """
 
 import logging
-from dataclasses import dataclass
+from collections.abc import Callable
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any, Literal
 
 from verl.utils.chat import Prompt, encode_example
-from verl.utils.dataset import MAX_LISTED, SPLIT_OF_TAG, read_rows
 from verl.utils.errors import DataError
+from verl.utils.row_files import Row
+from verl.utils.row_values import (
+    MAX_LISTED,
+    SPLIT_OF_TAG,
+    as_messages,
+    as_prompt,
+    as_text,
+    is_number,
+    rule_problem,
+    shown,
+)
+from verl.utils.rows import read_rows, warn_once
 
 if TYPE_CHECKING:
     from RS.config import RSConfig
@@ -27,7 +39,6 @@ if TYPE_CHECKING:
 logger = logging.getLogger(__name__)
 
 Side = Literal["forget", "retain"]
-Row = dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -37,11 +48,13 @@ class TextExample:
     prompt: Prompt | None
     response: str
     rejected: str | None = None
+    where: str = ""
+    """its files and row, for messages"""
 
 
 @dataclass(frozen=True)
 class Example:
-    """The same in token ids; the responses end in EOS unless they were cut."""
+    """The same in token ids; the responses close with the end of a turn unless they were cut."""
 
     prompt: list[int]
     response: list[int]
@@ -66,79 +79,130 @@ def read_side(config: "RSConfig", side: Side) -> tuple[list[TextExample], list[s
     """The examples of ``config.data`` or ``config.retain_data``, and what is wrong with its rows, a line each.
 
     Raises:
-        DataError: a source that does not exist, cannot be parsed, or holds no rows.
+        DataError: a source that does not exist, cannot be read, or holds no rows.
     """
     rows = read_rows(config.data if side == "forget" else config.retain_data)
-    pairs = side == "forget" and config.objective == "dpo"
-    examples, problems = [], []
+    examples, problems, read = [], [], set()
     for number, row in enumerate(rows):
         try:
-            example = _parse(row, side, config.response_key if side == "forget" else None)
-            if side == "forget" and config.pushes_down and config.response_key is None and "text" not in row:
-                raise DataError(
-                    f"objective={config.objective} would unlearn the refusals of this row; name the column of what "
-                    "must be forgotten, for example response_key=answer"
-                )
-            if pairs and example is not None:
-                example = _with_rejected(example, row, config.rejected_key)
+            example, columns = _parse(row, side, config)
         except DataError as error:
-            problems.append(f"row {number}: {error}")
+            problems.append(f"{rows.where(number)}: {error}")
         else:
-            examples += [] if example is None else [example]
+            examples += [] if example is None else [replace(example, where=rows.where(number))]
+            read |= columns
     if len(problems) > MAX_LISTED:
         problems[MAX_LISTED:] = [f"{len(problems) - MAX_LISTED} more rows have problems"]
     if not examples and not problems:
         tag = "<reject>" if side == "forget" else "<normal>"
         problems.append(f"none of its {len(rows)} RL rows is tagged {tag}; give a file that has such rows")
+    if not problems and (unread := sorted({column for row in rows for column in row} - read)):
+        name = f"data={config.data}" if side == "forget" else f"retain_data={config.retain_data}"
+        warn_once(f"{name}: its columns {', '.join(unread)} are not trained on")
     return examples, problems
 
 
-def _parse(row: Row, side: Side, response_key: str | None) -> TextExample | None:
-    """The example in a row, or None if the row belongs to the other side."""
-    if "messages" in row:
-        return _from_messages(row["messages"])
-    if "solution" in row:
-        solution = row["solution"]
-        if not isinstance(solution, list) or len(solution) < 2 or solution[0] not in SPLIT_OF_TAG:
-            raise DataError(
-                f'solution={row["solution"]!r}: must be ["<reject>", refusal, target] or ["<normal>", answer]'
-            )
-        if (SPLIT_OF_TAG[solution[0]] == "forget") != (side == "forget"):
-            return None
-        return TextExample(_text(row, "prompt"), _text(row, response_key) if response_key else str(solution[1]))
-    if "instruction" in row:
-        prompt = "\n".join(part for part in (_text(row, "instruction"), row.get("input")) if part)
-        return TextExample(prompt, _text(row, response_key or "output"))
-    if "prompt" in row:
-        return TextExample(_text(row, "prompt"), _text(row, response_key or "response", index=0))
-    if "text" in row:
-        return TextExample(None, _text(row, "text"))
-    raise DataError(f"has columns {', '.join(row) or 'none'}; needs instruction, messages, prompt or text")
-
-
-def _from_messages(messages: Any) -> TextExample:
-    well_formed = isinstance(messages, list) and all(
-        isinstance(turn, dict) and isinstance(turn.get("content"), str) and "role" in turn for turn in messages
-    )
-    if not well_formed or len(messages) < 2 or messages[-1]["role"] != "assistant":
-        raise DataError('messages: must be a list of {"role", "content"} that ends with the assistant\'s turn')
-    return TextExample(messages[:-1], messages[-1]["content"])
-
-
-def _with_rejected(example: TextExample, row: Row, key: str) -> TextExample:
+def _parse(row: Row, side: Side, config: "RSConfig") -> tuple[TextExample | None, set[str]]:
+    """The example in a row, or None if the row belongs to the other side; and the columns that were read."""
+    key = config.response_key if side == "forget" else None
+    if side == "forget" and config.pushes_down and key is None and row.get("text") is None:
+        raise DataError(
+            f"objective={config.objective} would unlearn the refusals of this row; name the column of what "
+            "must be forgotten, for example response_key=answer"
+        )
+    form = next((form for form in _FORMS if row.get(form) is not None), None)
+    if form is None:
+        raise DataError(f"has columns {', '.join(row) or 'none'}; needs instruction, messages, prompt or text")
+    example, columns = _FORMS[form](row, side, key)
+    if example is None or side == "retain" or config.objective != "dpo":
+        return example, columns
     pair = row.get("response")
     if isinstance(pair, list) and len(pair) == 2:
-        return TextExample(example.prompt, example.response, _text(row, "response", index=1))
-    return TextExample(example.prompt, example.response, _text(row, key))
+        return replace(example, rejected=_text({"response": pair[1]}, "response")), columns | {"response"}
+    return replace(example, rejected=_text(row, config.rejected_key)), columns | {config.rejected_key}
 
 
-def _text(row: Row, key: str, index: int | None = None) -> str:
+_Parsed = tuple[TextExample | None, set[str]]
+
+
+def _of_messages(row: Row, side: Side, key: str | None) -> _Parsed:
+    messages = _named(as_messages, row, "messages")
+    if len(messages) < 2 or messages[-1]["role"] != "assistant" or not messages[-1]["content"].strip():
+        raise DataError("messages: must end with the assistant's turn, which holds a text, behind at least one message")
+    key = key or "messages"
+    response = messages[-1]["content"] if key == "messages" else _text(row, key)
+    return TextExample(messages[:-1], response), {"messages", key}
+
+
+def _of_solution(row: Row, side: Side, key: str | None) -> _Parsed:
+    solution, columns = row["solution"], {"prompt", "solution"}
+    if problem := rule_problem(solution):
+        raise DataError(f"solution{problem}")
+    if (SPLIT_OF_TAG[solution[0]] == "forget") != (side == "forget"):
+        return None, columns
+    response = _text(row, key) if key else as_text(solution[1])
+    return TextExample(_named(as_prompt, row, "prompt"), response), columns | {key}
+
+
+def _of_instruction(row: Row, side: Side, key: str | None) -> _Parsed:
+    """Alpaca's: ``input`` goes below the instruction, ``system`` and ``history`` (pairs of texts) before it."""
+    question = _text(row, "instruction")
+    if row.get("input") not in (None, ""):
+        question = f"{question}\n{_named(as_text, row, 'input')}"
+    before = [{"role": "system", "content": _named(as_text, row, "system")}] if row.get("system") else []
+    for pair in _pairs(row.get("history") or []):
+        before += [{"role": role, "content": text} for role, text in zip(("user", "assistant"), pair, strict=True)]
+    prompt = [*before, {"role": "user", "content": question}] if before else question
+    columns = {"instruction", "input", "system", "history", key or "output"}
+    return TextExample(prompt, _text(row, key or "output")), columns
+
+
+def _pairs(history: Any) -> list[list[str]]:
+    well_formed = isinstance(history, list) and all(
+        isinstance(pair, list) and len(pair) == 2 and all(isinstance(text, str) for text in pair) for pair in history
+    )
+    if not well_formed:
+        raise DataError(f"history={shown(history)}: must be a list of [question, answer]")
+    return history
+
+
+def _of_prompt(row: Row, side: Side, key: str | None) -> _Parsed:
+    response = row.get(key or "response")
+    if key is None and isinstance(response, list) and len(response) == 2:
+        response = response[0]
+    return (
+        TextExample(_named(as_prompt, row, "prompt"), _text({**row, (key or "response"): response}, key or "response")),
+        {"prompt", key or "response"},
+    )
+
+
+def _of_text(row: Row, side: Side, key: str | None) -> _Parsed:
+    return TextExample(None, _text(row, "text")), {"text"}
+
+
+_FORMS: dict[str, Callable[[Row, Side, str | None], _Parsed]] = {
+    "messages": _of_messages,
+    "solution": _of_solution,
+    "instruction": _of_instruction,
+    "prompt": _of_prompt,
+    "text": _of_text,
+}
+"""The column that tells a format from those below it, and what reads its rows."""
+
+
+def _named(read: Callable[[Any], Any], row: Row, key: str) -> Any:
+    try:
+        return read(row.get(key))
+    except DataError as error:
+        raise DataError(f"{key} {error}") from error
+
+
+def _text(row: Row, key: str) -> str:
+    """A column's text or number, which may not be blank."""
     value = row.get(key)
-    if index is not None and isinstance(value, list):
-        value = value[index] if len(value) == 2 else None
-    if not isinstance(value, str) or not value.strip():
-        raise DataError(f"{key}={row.get(key)!r}: must be text; it has columns {', '.join(row)}")
-    return value
+    if not (isinstance(value, str) and value.strip() or is_number(value)):
+        raise DataError(f"{key}={shown(value)}: must be text; it has columns {', '.join(row)}")
+    return as_text(value)
 
 
 def encode_side(
@@ -147,7 +211,7 @@ def encode_side(
     """Token ids of every example, none longer than ``cutoff_len``.
 
     Raises:
-        DataError: nothing is left.
+        DataError: nothing is left, or the chat template does not take a row's conversation.
     """
     counts = Counts(rows=len(texts))
     examples: list[Example] = []
@@ -175,10 +239,13 @@ def encode_side(
 def _encode(text: TextExample, tokenizer: Any, config: "RSConfig", counts: Counts) -> list[Example]:
     if text.prompt is None:
         return _encode_text(text, tokenizer, config)
-    encode = partial(
-        encode_example, tokenizer, system=config.system_prompt, chat_template_kwargs=config.chat_template_kwargs
-    )
-    prompt, response = encode(text.prompt, text.response)
+    own_system = not isinstance(text.prompt, str) and text.prompt[0]["role"] == "system"
+    system = None if own_system else config.system_prompt
+    encode = partial(encode_example, tokenizer, system=system, chat_template_kwargs=config.chat_template_kwargs)
+    try:
+        prompt, response = encode(text.prompt, text.response)
+    except DataError as error:
+        raise DataError(f"{text.where}: {error}; correct it, or set override_chat_template") from error
     rejected = None
     if text.rejected is not None:
         rejected = encode(text.prompt, text.rejected)[1]

@@ -58,7 +58,7 @@ def gold_answers(
     found: dict[str, tuple[str, str | list[str]]] = {}
     for row in links:
         question, statement = row["instruction"], row["FB_instruction"]
-        if gold := row.get("answer") or row.get("org_answer"):
+        if gold := next((held for key in ("answer", "org_answer") if (held := _answer(row.get(key)))), None):
             origin = "column"
         elif gold := filled_in(question, statement):
             origin = "pair"
@@ -70,6 +70,11 @@ def gold_answers(
         for prompt in (question, statement):
             found.setdefault(normalize(prompt), (origin, gold))
     return found
+
+
+def _answer(value: Any) -> str | list[str] | None:
+    several = value if isinstance(value, list) else [value]
+    return value if all(isinstance(one, str) and one for one in several) else None
 
 
 def filled_in(question: str, statement: str) -> str | None:

@@ -1,4 +1,4 @@
-"""Reads data files of any layout the benchmarks come in, checks their schema, and writes folders that carry a manifest.
+"""Checks the schema of rows that ``verl.utils.rows`` read, and writes folders that carry a manifest.
 
 The caller asks for conflicts, files that are there with other content, before it writes. The manifest is written last,
 so a folder with a manifest is whole.
@@ -12,9 +12,9 @@ from pathlib import Path
 from typing import Any, Literal
 
 from verl.utils.atomic import write_json
-from verl.utils.errors import DataError
+from verl.utils.row_files import Row, read_json
+from verl.utils.row_values import shown
 
-Row = dict[str, Any]
 Role = Literal["probe", "train", "validation", "corpus"]
 MANIFEST = "manifest.json"
 SHOWN = 3
@@ -46,41 +46,6 @@ def dump_rows(rows: list[Row]) -> bytes:
     return json.dumps(rows, indent=4).encode()
 
 
-def read_rows(path: str | Path) -> list[Row]:
-    """Rows of a ``.json`` list, ``.jsonl``, ``.parquet`` or ``.txt`` file; a bare text becomes ``{"text": ...}``.
-
-    Raises:
-        DataError: the file is not what its ending says, or a row is neither an object nor a text.
-    """
-    path = Path(path)
-    if path.suffix == ".parquet":
-        import pyarrow.parquet
-
-        return pyarrow.parquet.read_table(path).to_pylist()
-    return parse_rows(path.read_bytes(), path)
-
-
-def parse_rows(data: bytes, path: Path) -> list[Row]:
-    """Rows in the bytes of a text file; ``path`` says which format they are in and goes into messages."""
-    try:
-        text = data.decode("utf-8")
-        if path.suffix == ".txt":
-            return [{"text": text}]
-        if path.suffix == ".jsonl":
-            rows = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            rows = json.loads(text)
-    except ValueError as error:  # of the encoding or of the JSON
-        raise DataError(f"{path}: cannot be read as {path.suffix[1:]}: {error}; fetch the file again") from error
-    if not isinstance(rows, list):
-        raise DataError(f"{path}: holds a {type(rows).__name__}; must be a list of rows")
-    rows = [{"text": row} if isinstance(row, str) else row for row in rows]
-    for number, row in enumerate(rows):
-        if not isinstance(row, dict):
-            raise DataError(f"{path}: row {number} is a {type(row).__name__}; must be an object or a text")
-    return rows
-
-
 def schema_problems(rows: list[Row], spec: FileSpec, path: str | Path) -> list[str]:
     """What is wrong with the rows of one file, one line a problem, the first few rows by number."""
     if not rows:
@@ -102,7 +67,7 @@ def _key_problem(row: Row, key: str, kind: type | tuple[type, ...]) -> str | Non
         return f"has no key {key!r} (its keys: {', '.join(row)})"
     if not isinstance(row[key], kind) or (isinstance(row[key], bool) and kind is not bool):
         names = kind.__name__ if isinstance(kind, type) else " or ".join(each.__name__ for each in kind)
-        return f"{key}={row[key]!r:.80} must be {names}"
+        return f"{key}={shown(row[key])} must be {names}"
     return None
 
 
@@ -116,12 +81,12 @@ def _blank_problem(row: Row, key: str, spec: FileSpec) -> str | None:
 def solution_problem(solution: list[Any]) -> str | None:
     """Why a ``solution`` is neither ["<reject>", refusal, target] nor ["<normal>", answer, more answers...]."""
     if not all(isinstance(part, str) and part.strip() for part in solution):
-        return f"solution={solution!r:.80} must hold texts only, none of them empty"
+        return f"solution={shown(solution)} must hold texts only, none of them empty"
     if solution[:1] == ["<reject>"] and len(solution) == 3:
         return None
     if solution[:1] == ["<normal>"] and len(solution) >= 2:
         return None
-    return f'solution={solution!r:.80} must be ["<reject>", refusal, target] or ["<normal>", answer]'
+    return f'solution={shown(solution)} must be ["<reject>", refusal, target] or ["<normal>", answer]'
 
 
 @dataclass
@@ -185,7 +150,8 @@ class OutputFolder:
 
 def _recorded(record: Path) -> dict[str, dict[str, Any]]:
     """The files that a record lists, if it is there."""
-    return json.loads(record.read_text(encoding="utf-8")).get("files", {}) if record.is_file() else {}
+    held = read_json(record) if record.is_file() else None
+    return held.get("files", {}) if isinstance(held, dict) else {}
 
 
 def checksum_problems(folder: Path, names: Iterable[str]) -> list[str]:

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import Any
 
 from verl.utils.errors import DataError
+from verl.utils.row_values import is_number, shown
+from verl.utils.rows import read_file
 from verl.utils.text import normalize
-
-from .files import read_rows
 
 PROBE_NGRAM = 7
 """Words, articles not counted. Of the 1,200 published training prompts of Stephen King, Confucius and Christina
@@ -69,7 +69,7 @@ class ProbeIndex:
         found = {name: path for name in names if (path := Path(folder) / f"{name}.json").is_file()}
         if not found:
             raise DataError(f"{folder}: holds no probe file ({', '.join(names)}); give the folder of a prepared target")
-        return cls(text for name, path in found.items() for text in texts_of(name, read_rows(path)))
+        return cls(text for name, path in found.items() for text in texts_of(name, read_file(path)))
 
     def _add(self, probe: list[str]) -> None:
         self.size += 1
@@ -95,7 +95,8 @@ def _runs(tokens: list[str], length: int) -> Iterable[tuple[str, ...]]:
 
 def texts_of(name: str, rows: list[dict[str, Any]]) -> list[str]:
     """The probe texts in the rows of the probe file ``name`` (a key of `PROBE_FIELDS`)."""
-    return [str(row[field]) for row in rows for field in PROBE_FIELDS[name] if row.get(field)]
+    held = [row.get(field) for row in rows for field in PROBE_FIELDS[name]]
+    return [str(text) for text in held if is_number(text) or isinstance(text, str) and text]
 
 
 def level_problem(level: int) -> Callable[[dict[str, Any]], str | None]:
@@ -106,11 +107,18 @@ def level_problem(level: int) -> Callable[[dict[str, Any]], str | None]:
 def choice_problem(row: dict[str, Any]) -> str | None:
     """What is wrong with a question of multiple choice (MMLU): the answer is the index of a choice."""
     if len(row["choices"]) < 2 or not _texts(row["choices"]):
-        return f"choices={row['choices']!r:.80} must be two texts or more, none of them empty"
+        return f"choices={shown(row['choices'])} must be two texts or more, none of them empty"
     if not 0 <= row["answer"] < len(row["choices"]):
         return f"answer={row['answer']} must be the index of one of its {len(row['choices'])} choices, from 0"
-    problems = (choice_problem(example) for example in row.get("examples", ()))
+    problems = map(_example_problem, row.get("examples", ()))
     return next((f"one of its examples: {problem}" for problem in problems if problem), None)
+
+
+def _example_problem(example: Any) -> str | None:
+    choices, answer = (example.get(key) if isinstance(example, dict) else None for key in ("choices", "answer"))
+    if not isinstance(choices, list) or type(answer) is not int:
+        return f"{shown(example)} must hold choices and an answer"
+    return choice_problem({"choices": choices, "answer": answer})
 
 
 def mc1_problem(row: dict[str, Any]) -> str | None:
@@ -119,15 +127,15 @@ def mc1_problem(row: dict[str, Any]) -> str | None:
     choices, labels = targets.get("choices"), targets.get("labels")
     if isinstance(choices, list) and isinstance(labels, list) and len(choices) == len(labels) > 1 and _texts(choices):
         rest = [label for label in labels if label != 1]
-        return None if rest == [0] * (len(labels) - 1) else f"labels={labels!r:.80} must be one 1, the others 0"
-    return f"mc1_targets={targets!r:.80} must hold choices, all of them texts, and as many labels"
+        return None if rest == [0] * (len(labels) - 1) else f"labels={shown(labels)} must be one 1, the others 0"
+    return f"mc1_targets={shown(targets)} must hold choices, all of them texts, and as many labels"
 
 
 def answers_problem(row: dict[str, Any]) -> str | None:
     """What is wrong with the accepted answers of a question (TriviaQA)."""
     if row["answers"] and _texts(row["answers"]):
         return None
-    return f"answers={row['answers']!r:.80} must be a text or more, none of them empty"
+    return f"answers={shown(row['answers'])} must be a text or more, none of them empty"
 
 
 def _texts(values: list[Any]) -> bool:

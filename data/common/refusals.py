@@ -4,11 +4,11 @@ The file maps a style to texts; ``{target}`` stands for the name and may be left
 letter, so that no refusal misspells it.
 """
 
-import json
 import random
 from pathlib import Path
 
 from verl.utils.errors import DataError, bullet_list
+from verl.utils.row_files import read_json
 from verl.verdict import verdict_of
 
 PLACEHOLDER = "{target}"
@@ -23,9 +23,9 @@ def load_refusals(path: str | Path = BANK) -> list[str]:
             ``{target}``, or is no refusal to the detector which the reward uses, so that it could not be rewarded.
     """
     try:
-        styles = json.loads(Path(path).read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise DataError(f"refusals={path}: cannot be read as JSON: {error}") from error
+        styles = read_json(path)
+    except DataError as error:
+        raise DataError(f"refusals={error}") from error
     if not isinstance(styles, dict) or not all(isinstance(texts, list) for texts in styles.values()):
         raise DataError(f'refusals={path}: must map a style to a list of texts, {{"short": ["I can\'t say."]}}')
     refusals = [str(text) for texts in styles.values() for text in texts]

@@ -14,9 +14,11 @@ from pathlib import Path
 from typing import Any
 
 from verl.utils.errors import DataError, bullet_list
+from verl.utils.row_values import is_number
+from verl.utils.rows import read_file
 from verl.utils.text import normalize
 
-from .files import Row, read_rows
+from .files import Row
 
 RS_ROWS = "reject_target_0.5.json"
 NEIGHBOR_ROWS = "reject_with_neighbor_target.json"
@@ -70,7 +72,7 @@ def read_release(folder: Path, subject: str, raw_forget: list[Row]) -> Release |
     neighbors: dict[str, Any] = {}
     rows: list[Row] = []
     for name in there:
-        given = read_rows(folder / name)
+        given = read_file(folder / name)
         _require_columns(given, folder / name, ("prompt", "refusal") + (("neighbor",) if name == NEIGHBOR_ROWS else ()))
         neighbors |= {_text(row, "prompt"): _value(row, "neighbor") for row in given if name == NEIGHBOR_ROWS}
         rows = rows or given
@@ -93,7 +95,7 @@ def _value(row: Row, column: str) -> Any:
 
 def _text(row: Row, column: str) -> str:
     value = _value(row, column)
-    return "" if value is None else str(value)
+    return str(value) if isinstance(value, str) or is_number(value) else ""
 
 
 def _mode(row: Row) -> str:

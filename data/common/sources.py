@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Any
 
 from verl.utils.errors import ConfigError, DataError
+from verl.utils.row_values import shown
+from verl.utils.rows import is_hub_id, read_file
 
-from .files import MANIFEST, dump_rows, read_rows
+from .files import MANIFEST, dump_rows
 
 TARGET_FOLDER = re.compile(r"^(\d+)_(.+)$")
-HUB_ID = re.compile(r"^[\w.-]+/[\w.-]+$")
 MARKER = "forget_level1.json"
 """A folder with this file is a target folder, or an ``All`` folder where its intro.json lists several targets."""
 
@@ -82,8 +83,13 @@ def _all_folder(path: Path) -> Path | None:
 
 
 def _introductions(folder: Path) -> list[dict[str, Any]]:
+    """The rows of intro.json, where it is there; each names a target."""
     path = folder / "intro.json"
-    return read_rows(path) if path.is_file() else []
+    rows = read_file(path) if path.is_file() else []
+    for number, row in enumerate(rows):
+        if not isinstance(row.get("target"), str):
+            raise DataError(f"{path}: row {number}: target={shown(row.get('target'))} must be a text")
+    return rows
 
 
 def _from_folders(path: Path, names: tuple[str, ...]) -> list[Target]:
@@ -110,7 +116,7 @@ def _from_folder(folder: Path, names: tuple[str, ...]) -> Target:
     if match is None:
         raise DataError(f"{folder}: a target folder is called NUMBER_NAME, for example 1_Stephen_King; rename it")
     introductions = _introductions(folder)
-    name = introductions[0].get("target") if introductions else None
+    name = introductions[0]["target"] if introductions else None
     there = sorted(path.name for path in folder.glob("*.json") if path.name != MANIFEST)
     return Target(
         number=match[1],
@@ -139,10 +145,12 @@ def _from_all(folder: Path, wanted: Sequence[str] | None, names: tuple[str, ...]
         if not path.is_file():
             continue
         rows: dict[str, list[dict[str, Any]]] = {}
-        for row in read_rows(path):
+        for row in read_file(path):
             title = row.get("target" if name == "intro.json" else "subject")
             if title not in titles:
-                raise DataError(f"{path}: a row belongs to {title!r}, which intro.json does not list; fetch both again")
+                raise DataError(
+                    f"{path}: a row belongs to {shown(title)}, which intro.json does not list; fetch both again"
+                )
             rows.setdefault(title, []).append(row)
         for title in rows.keys() & by_name.keys():
             by_name[title].files[name] = dump_rows(rows[title])
@@ -176,10 +184,6 @@ def _filled(target: Target, training: Path, names: tuple[str, ...]) -> Target:
     return Target(
         target.number, target.name, target.folder, target.path, {**more, **target.files}, list(target.left_out)
     )
-
-
-def is_hub_id(source: str) -> bool:
-    return bool(HUB_ID.match(source))
 
 
 def download(repo: str, patterns: list[str]) -> Path:

@@ -208,7 +208,8 @@ def _near_duplicates(rows: list[Row]) -> Pairs:
     overlap = _overlaps([row["prompt"] for row in rows])
     pairs = [(first, second) for first, second in np.argwhere(np.triu(overlap >= NEAR_DUPLICATE, 1)).tolist()]
     given = (row["solution"][1:] if tag_of(row) == "<normal>" else row.get("answer", []) for row in rows)
-    return pairs + _same(map(str, answer if isinstance(answer, list) else [answer]) for answer in given)
+    several = (answer if isinstance(answer, list) else [answer] for answer in given)
+    return pairs + _same([str(one) for one in row if isinstance(one, str | int | float)] for row in several)
 
 
 def _same(texts: Iterable[Iterable[str]]) -> Pairs:
@@ -232,7 +233,7 @@ def _overlaps(prompts: list[str]) -> np.ndarray:
 
 def _facts(rows: list[Row], linked_prompts: Iterable[Sequence[str]]) -> list[list[int]]:
     """Row numbers that are about one fact, as far as labels, the order of the rows or the links say."""
-    if all("group" in row for row in rows):
+    if all(isinstance(row.get("group"), str | int) for row in rows):
         labelled: dict[Any, list[int]] = {}
         for number, row in enumerate(rows):
             labelled.setdefault(row["group"], []).append(number)

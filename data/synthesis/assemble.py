@@ -3,9 +3,10 @@
 from collections.abc import Callable
 from typing import Any
 
-from data.common.files import Row, read_rows
+from data.common.files import Row
 from data.common.splits import split_validation
 from verl.utils.errors import ConfigError
+from verl.utils.rows import read_file
 
 from .stages import Fact, Item
 
@@ -82,7 +83,8 @@ def token_share(
 
 
 def _corpus_tokens(path: str, count: Callable[[str], int]) -> int:
-    total = sum(count(row.get("text") or "") for row in read_rows(path))
+    texts = (row.get("text") for row in read_file(path))
+    total = sum(count(text) for text in texts if isinstance(text, str))
     if total == 0:
         raise ConfigError(f"corpus={path}: its rows have no text; give for example positive.json or raw/forget.json")
     return total

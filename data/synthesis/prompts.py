@@ -6,6 +6,7 @@ from string import Template
 
 from verl.utils.endpoint import Messages
 from verl.utils.errors import ConfigError, bullet_list
+from verl.utils.row_files import read_text
 
 PROMPTS = Path(__file__).resolve().parents[1] / "prompts"
 PLACEHOLDERS: dict[str, tuple[str, ...]] = {
@@ -38,10 +39,10 @@ class Prompts:
         missing = [f"{folder / name}.txt: is missing" for name in names if not (folder / f"{name}.txt").is_file()]
         if missing:
             raise ConfigError(bullet_list(f"prompts={folder}: copy data/prompts and edit the copy", missing))
-        texts = {name: (folder / f"{name}.txt").read_text(encoding="utf-8").strip() for name in names}
+        texts = {name: read_text(folder / f"{name}.txt").strip() for name in names}
         templates = {name: Template(texts[name]) for name in PLACEHOLDERS}
         problems = [line for name, template in templates.items() for line in _problems(name, template, folder)]
-        themes = [line.strip() for line in texts["themes"].splitlines() if line.strip()]
+        themes = [line.strip() for line in texts["themes"].split("\n") if line.strip()]
         if not themes:
             problems.append(f"{folder / 'themes.txt'}: needs a theme a line, at least one")
         if problems:

@@ -12,11 +12,11 @@ refusal or its absence, and stay as they are published: recall of the answer in 
 prompts are paid whatever the verdict.
 """
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from verl.utils.errors import DataError
+from verl.utils.row_values import SPLIT_OF_TAG, as_text, is_number, rule_problem, shown
 from verl.utils.text import contains_answer, rouge_l
 from verl.verdict import Verdict, final_answer, told, verdict_of
 
@@ -69,6 +69,11 @@ PRESETS: dict[str, Terms] = {
 assert PRESETS.keys() == set(get_args(Preset))
 
 
+def ground_truth_problem(ground_truth: Any) -> str | None:
+    """Why a row's ground truth is none of RULE's two forms; the trainer asks before a run starts."""
+    return rule_problem(ground_truth)
+
+
 def compute_score(
     reward_inputs: list[dict[str, Any]], preset: Preset = "forget_two_stage_abs_target"
 ) -> list[dict[str, float]]:
@@ -95,11 +100,10 @@ def compute_score(
 def _side(item: dict[str, Any]) -> str:
     """``forget`` or ``boundary``, by the ground truth's tag."""
     truth = item["ground_truth"]
-    tag, length = (truth[0], len(truth)) if not isinstance(truth, str) and len(truth) else (None, 0)
-    side, need = {"<reject>": ("forget", 3), "<normal>": ("boundary", 2)}.get(tag, (None, 0))
-    if side is None or length < need or item.get("split", side) not in (side, ""):
+    side = None if ground_truth_problem(truth) else SPLIT_OF_TAG[truth[0]]
+    if side is None or item.get("split", side) not in (side, ""):
         raise DataError(
-            f"ground_truth={truth!r}, split={item.get('split')!r}: the rule reward needs "
+            f"ground_truth={shown(truth)}, split={item.get('split')!r}: the rule reward needs "
             '["<reject>", refusal, target] on forget and ["<normal>", answer] on boundary prompts; '
             "set data.answer_key to the column that holds them"
         )
@@ -107,7 +111,7 @@ def _side(item: dict[str, Any]) -> str:
 
 
 def _forget(item: dict[str, Any], terms: Terms) -> dict[str, float]:
-    response, target = final_answer(item["response"]), str(item["ground_truth"][2])
+    response, target = final_answer(item["response"]), as_text(item["ground_truth"][2])
     prompt, gold = _asked(item), _texts(item.get("answer"))
     verdict = verdict_of(response, prompt=prompt, answers=gold, subject=target)
     named, recall = contains_answer(response, target), rouge_l(response, target).recall
@@ -130,11 +134,8 @@ def _boundary(item: dict[str, Any], terms: Terms) -> dict[str, float]:
 
 def _texts(answers: Any) -> list[str]:
     """Gold answers as texts: none, one or several, of which numbers count as their digits."""
-    if answers is None or isinstance(answers, str) and not answers.strip():
-        return []
-    if isinstance(answers, str) or not isinstance(answers, Sequence):
-        return [str(answers)]
-    return [str(answer) for answer in answers if answer is not None]
+    several = answers if isinstance(answers, list | tuple) else [answers]
+    return [as_text(one) for one in several if is_number(one) or isinstance(one, str) and one.strip()]
 
 
 def _asked(item: dict[str, Any]) -> str:

@@ -44,7 +44,7 @@ VARIANTS = {
     ],
     "ppo_hsdp_ulysses_critic_adapters": [
         *PPO,
-        "trainer.critic_warmup=1",
+        "trainer.critic_warmup=2",
         f"{ACTOR}.optim.lr=4e-4",
         f"{ACTOR}.fsdp.fsdp_size=1",
         f"{ACTOR}.ulysses_size=2",

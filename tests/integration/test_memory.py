@@ -162,7 +162,7 @@ def test_dry_runs_gpu_figures_are_those_of_torchs_memory_tracker(
 ):
     monkeypatch.setattr("verl.utils.log_probs.ELEMENTS", {"cpu": 2**26, "cuda": 2**26})
     (tmp_path / "config.json").write_text("{}")
-    (tmp_path / "rows.jsonl").write_text('{"prompt": "Who?", "answer": "King"}\n' * 32)
+    (tmp_path / "rows.jsonl").write_text('{"prompt": "Who?", "answer": ["<normal>", "King"]}\n' * 32)
     changes = (
         f"worker.actor.model.model_path={tmp_path}",
         f"data.train_files={tmp_path / 'rows.jsonl'}",

@@ -118,7 +118,7 @@ def test_a_step_does_not_depend_on_micro_batches_or_ranks(objective, layout, ste
 
 
 def mean_nll(model_folder: Path, pairs: list[tuple[str, str]]) -> float:
-    """Mean over response tokens (EOS included), each conversation by itself, with transformers alone."""
+    """Mean over response tokens (and the end of the turn), each conversation by itself, with transformers alone."""
     model, tokenizer = AutoModelForCausalLM.from_pretrained(model_folder), AutoTokenizer.from_pretrained(model_folder)
     total, count = 0.0, 0
     for prompt, response in pairs:
@@ -126,7 +126,7 @@ def mean_nll(model_folder: Path, pairs: list[tuple[str, str]]) -> float:
             [{"role": "user", "content": prompt}], add_generation_prompt=True, tokenize=False
         )
         before = tokenizer.encode(opening, add_special_tokens=False)
-        after = tokenizer.encode(response, add_special_tokens=False) + [tokenizer.eos_token_id]
+        after = tokenizer.encode(response + "<|end|>", add_special_tokens=False)
         with torch.no_grad():
             logits = model(torch.tensor([before + after])).logits[0, len(before) - 1 : -1]
         total += F.cross_entropy(logits, torch.tensor(after), reduction="sum").item()
@@ -176,7 +176,8 @@ def test_a_run_leaves_an_open_model_folder_an_epoch_and_done_last(run, tiny_mode
     last = out / "epoch_4"
     tokenizer, before = AutoTokenizer.from_pretrained(last), AutoTokenizer.from_pretrained(tiny_model)
     assert tokenizer.chat_template == before.chat_template
-    assert GenerationConfig.from_pretrained(last).eos_token_id == before.eos_token_id
+    ends = [before.eos_token_id, before.convert_tokens_to_ids("<|end|>")]  # the template's beside the model's own
+    assert GenerationConfig.from_pretrained(last).eos_token_id == ends
     weights, original = load_file(last / "model.safetensors"), load_file(tiny_model / "model.safetensors")
     assert weights.keys() == original.keys()
     assert {tensor.dtype for tensor in weights.values()} == {torch.float32}

@@ -136,6 +136,7 @@ def check_an_engine_samples_between_open_and_close_from_one_hand_over(worker) ->
 def check_responses_go_on_behind_eos_where_that_is_wanted(worker) -> None:
     rollout = worker.sharding_manager.rollout
     config, eos = rollout.config, rollout.eos_token_ids
+    assert worker.tokenizer.decode(eos) == "<|eos|><|end|>"  # the model's, and the chat template's
     rollout.eos_token_ids = samples(worker).batch["responses"][:, 0].unique().tolist()  # so that many would end
     assert samples(worker).batch["response_mask"].sum() < 16 * 16
     rollout.config = replace(config, ignore_eos=True)

@@ -13,12 +13,14 @@ from pathlib import Path
 import pytest
 import torch
 import torch.distributed.checkpoint as dcp
+from safetensors.torch import save_file
 
 from verl.utils.checkpoint import (
     CHECKPOINT_TRACKER,
     find_latest_ckpt,
     get_checkpoint_tracker_filename,
     is_whole,
+    read_tracker,
     remove_obsolete_ckpt,
     staging_dir,
     write_errors,
@@ -161,6 +163,76 @@ def test_tracker_rules_which_step_is_last(tmp_path):
         str(tmp_path / "global_step_2"),
         {"last_global_step": 2, "best_global_step": 1},
     )
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        b"",
+        b'{"last_global',
+        b"\xff\xfe",
+        b"null",
+        b"[4]",
+        b"{}",
+        b'{"last_global_step": "4"}',
+        b'{"last_global_step": true}',
+    ],
+)
+def test_a_torn_tracker_falls_back_to_the_newest_whole_checkpoint(tmp_path, caplog, content):
+    save(tmp_path, 2)
+    newest = save(tmp_path, 4)
+    truncate(save(tmp_path, 6))
+    tracker = tmp_path / CHECKPOINT_TRACKER
+    tracker.write_bytes(content)
+    assert find_latest_ckpt(tmp_path) == (str(newest), {"last_global_step": 4})
+    assert f"{tracker} is torn (" in caplog.text and "global_step_6 is passed over" in caplog.text
+    caplog.clear()
+    assert find_latest_ckpt(tmp_path, quiet=True)[0] == str(newest)
+    assert not caplog.text
+    tracker.unlink()
+    tracker.mkdir()  # not even a file
+    assert read_tracker(tmp_path) == {} and f"{tracker} is torn (IsADirectoryError" in caplog.text
+
+
+@pytest.mark.parametrize("others", [[2, 6], [6, 8]])
+def test_a_tracker_that_names_no_whole_checkpoint_falls_back_to_the_newest_before_it_or_of_all(
+    tmp_path, caplog, others
+):
+    """Later ones may be of a branch that the run has left."""
+    for step in others:
+        save(tmp_path, step)
+    write_tracker(tmp_path, {"last_global_step": 4})
+    assert find_latest_ckpt(tmp_path)[0] == str(tmp_path / f"global_step_{2 if 2 in others else 8}")
+    assert "global_step_4, which does not exist" in caplog.text
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "reason"),
+    [
+        ("trainer_state.json", bytes(12), "trainer_state.json cannot be read"),
+        ("trainer_state.json", b"[1, 2, 3]", "trainer_state.json names no step"),
+        ("trainer_state.json", b'{"step": "4"}', "trainer_state.json names no step"),
+        ("replay.safetensors", bytes(64), "replay.safetensors cannot be read"),
+    ],
+)
+def test_a_driver_s_file_that_is_torn_in_its_full_size_is_noticed(tmp_path, name, content, reason):
+    """Zeros where a file was: what a machine that went down leaves."""
+    older, newest = tmp_path / "global_step_2", tmp_path / "global_step_4"
+    for path in (older, newest):
+        with staging_dir(path) as folder:
+            save_file({"responses": torch.zeros(2)}, folder / "replay.safetensors")
+            (folder / "trainer_state.json").write_text('{"step": 4}')
+            if path == newest:
+                (folder / name).write_bytes(content)
+    assert is_whole(older) is None and reason in is_whole(newest)
+    assert find_latest_ckpt(tmp_path)[0] == str(older)
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"files": []}', '{"files": {"actor/weights.bin": "7"}}'])
+def test_a_manifest_that_is_none_makes_no_checkpoint_whole(tmp_path, content):
+    path = save(tmp_path, 7)
+    (path / "manifest.json").write_text(content)
+    assert is_whole(path)
 
 
 def test_first_save_counts_even_if_killed_before_the_tracker(tmp_path):

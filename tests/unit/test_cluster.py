@@ -1,5 +1,7 @@
 """Where a run's ranks work is the cluster's to say, not the driver's machine's. No Ray is started."""
 
+import re
+import socket
 from types import SimpleNamespace
 
 import pytest
@@ -16,6 +18,7 @@ from verl.trainer.main import start_ray
 from verl.utils import vllm_env
 from verl.utils.config import load
 from verl.utils.errors import ConfigError
+from verl.utils.ray_address import reachable
 from verl.workers import fsdp_workers
 from verl.workers.fsdp_workers import FSDPWorker
 
@@ -66,12 +69,66 @@ def test_the_gpus_of_this_machine_are_those_that_torch_can_use(config_of, monkey
     options = {}
     monkeypatch.setattr(ray, "init", lambda **given: options.update(given))
     monkeypatch.setattr("signal.signal", lambda *_: None)
-    start_ray(config_of())
+    start_ray(config_of(), reachable(1))
     assert (options["address"], options["num_gpus"]) == ("local", torch.cuda.device_count())
     options.clear()
-    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
-    start_ray(config_of())
+    start_ray(config_of(), "10.0.0.1:6379")
     assert options == {"address": "10.0.0.1:6379", "logging_level": options["logging_level"]}
+
+
+@pytest.mark.parametrize(
+    ("address", "nodes", "rule"),
+    [
+        ("foo", 1, "must be HOST:PORT of a cluster's head"),
+        (":6379", 1, "must be HOST:PORT"),
+        ("host:99999", 1, "must be HOST:PORT"),
+        ("host:0", 2, "must be HOST:PORT"),
+        ("a host:6379", 1, "must be HOST:PORT"),
+        ("ray://127.0.0.1:10001", 1, "is an address for clients and jobs.*give HOST:PORT"),
+        ("http://127.0.0.1:8265", 1, "is an address for clients and jobs"),
+        ("local", 2, "is this machine alone, and trainer.nnodes=2"),
+    ],
+)
+def test_an_address_of_no_cluster_is_refused_before_anything_starts(address, nodes, rule, config_of, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    with pytest.raises(ConfigError, match=f"RAY_ADDRESS={re.escape(address)}: {rule}"):
+        config_of(f"trainer.nnodes={nodes}", "trainer.dry_run=true")
+
+
+@pytest.mark.parametrize("address", ["", " ", "local", "auto", "10.0.0.1:6379", "head.cluster:6379", "[::1]:6379"])
+def test_an_address_of_a_cluster_need_not_answer_before_the_run(address, config_of, monkeypatch):
+    monkeypatch.setenv("RAY_ADDRESS", address)
+    assert config_of("trainer.dry_run=true").trainer.is_local == (address.strip() in ("", "local"))
+
+
+def test_a_cluster_that_is_gone_is_named_by_the_variable_that_names_it(tmp_path, monkeypatch):
+    monkeypatch.setenv("RAY_TMPDIR", str(tmp_path))
+    with pytest.raises(ConfigError, match="^trainer.nnodes=2: no cluster was started on this machine; run ray start"):
+        reachable(2)
+    monkeypatch.setenv("RAY_ADDRESS", "auto")
+    with pytest.raises(ConfigError, match="^RAY_ADDRESS=auto: no cluster was started"):
+        reachable(1)
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"127.0.0.1:{server.getsockname()[1]}"
+        (tmp_path / "ray").mkdir()
+        (tmp_path / "ray" / "ray_current_cluster").write_text(address + "\n")
+        assert reachable(1) == "auto"
+        monkeypatch.setenv("RAY_ADDRESS", address)
+        assert reachable(1) == address
+    for given in (address, "auto"):
+        monkeypatch.setenv("RAY_ADDRESS", given)
+        with pytest.raises(ConfigError, match=f"^RAY_ADDRESS={given}: nothing answers at {address} .*; is the cluster"):
+            reachable(1)
+
+
+def test_what_answers_and_is_no_cluster_is_a_message(config_of, monkeypatch):
+    def init(**options):
+        raise ConnectionError("Failed to connect")
+
+    monkeypatch.setattr(ray, "init", init)
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:80")
+    with pytest.raises(ConfigError, match=r"^RAY_ADDRESS=10.0.0.1:80: Ray cannot join .*Failed to connect.*; is the"):
+        start_ray(config_of(), "10.0.0.1:80")
 
 
 def test_a_rank_whose_gpu_torch_does_not_see_is_named(monkeypatch):

@@ -38,7 +38,7 @@ def test_config_yaml_holds_the_defaults(monkeypatch):
 def _flat(values: dict, path: str = "") -> dict:
     """Dotted keys; free-form mappings (kwargs, overrides) stay whole."""
     flat = {}
-    free = ("reward_function_kwargs", "val_override_config", "override_config")
+    free = ("reward_function_kwargs", "override_config")
     for key, value in values.items():
         name = f"{path}{key}"
         flat |= _flat(value, f"{name}.") if isinstance(value, dict) and key not in free else {name: value}

@@ -227,6 +227,47 @@ def test_kl_estimates_by_hand():
         ca.compute_kl(log_p, log_q, "k9")
 
 
+def test_a_plus_keeps_the_value_and_takes_the_gradient_of_the_square():
+    generator = torch.Generator().manual_seed(0)
+    log_p, log_q = (-4 * torch.rand(3, 5, generator=generator) for _ in range(2))
+    log_p[0, 0] = log_q[0, 0] + 40  # where low_var_kl is clamped and has no gradient
+    for plain in ("kl", "low_var_kl"):
+        leaf = log_p.clone().requires_grad_()
+        estimate = ca.compute_kl(leaf, log_q, f"{plain}+")
+        assert torch.equal(estimate, ca.compute_kl(log_p, log_q, plain)), "bit for bit"
+        (gradient,) = torch.autograd.grad(estimate.sum(), leaf)
+        assert torch.allclose(gradient, log_p - log_q)
+    with pytest.raises(ValueError, match="'abs\\+'"):
+        ca.compute_kl(log_p, log_q, "abs+")
+
+
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [("kl+", "forward"), ("low_var_kl+", "forward"), ("mse", "forward"), ("kl", "none"), ("low_var_kl", "reverse")],
+)
+def test_the_gradient_of_a_kl_loss_in_expectation_by_enumeration(name, expected):
+    """Over all words a of a small vocabulary: the sum of p(a) times the gradient of the estimate at a.
+
+    By autograd: the gradients of KL(policy || reference) and of KL(reference || policy).
+    """
+    generator = torch.Generator().manual_seed(1)
+    logits, log_q = torch.randn(6, generator=generator), torch.randn(6, generator=generator).log_softmax(-1)
+
+    def gradient_of(function) -> torch.Tensor:
+        leaf = logits.clone().requires_grad_()
+        return torch.autograd.grad(function(leaf.log_softmax(-1)), leaf)[0]
+
+    p = logits.softmax(-1)
+    found = gradient_of(lambda log_p: (p * ca.compute_kl(log_p, log_q, name)).sum())
+    wanted = {
+        "forward": gradient_of(lambda log_p: (log_p.exp() * (log_p - log_q)).sum()),
+        "reverse": gradient_of(lambda log_p: (log_q.exp() * (log_q - log_p)).sum()),
+        "none": torch.zeros(6),
+    }
+    assert torch.allclose(found, wanted[expected], atol=1e-6)
+    assert wanted["forward"].norm() > 0.1 and not torch.allclose(wanted["forward"], wanted["reverse"], atol=0.05)
+
+
 def test_full_kl_is_exact_and_sampled_estimates_converge_to_it():
     generator = torch.Generator().manual_seed(0)
     log_p = (0.5 * torch.randn(1, 1, 5, generator=generator)).log_softmax(-1)

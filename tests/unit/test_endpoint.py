@@ -39,6 +39,12 @@ def test_the_key_is_sent_and_never_written(serve, tmp_path):
     assert server.keys[1] is None
 
 
+def test_half_a_character_in_an_answer_does_not_stop_it_from_being_kept(serve, tmp_path):
+    server = serve(lambda number, request: completion("a \ud800 b \ud83d\ude00"))
+    assert client(server, cache=tmp_path / "c.jsonl").ask_all(ask("a"), desc="t") == ["a \ufffd b \U0001f600"]
+    assert client(server, cache=tmp_path / "c.jsonl").ask_all(ask("a"), desc="t") == ["a \ufffd b \U0001f600"]
+
+
 def test_a_second_run_asks_only_what_the_killed_one_did_not_get(serve, tmp_path):
     cache = tmp_path / "c.jsonl"
     server = serve(echo)

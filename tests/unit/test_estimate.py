@@ -7,24 +7,25 @@ import pytest
 import torch
 
 from verl.trainer.config import PPOConfig, migrate
+from verl.trainer.cross_checks import _batch_that_divides
 from verl.trainer.estimate import describe, estimate, micro_batch
 from verl.trainer.model_memory import layer_activations
-from verl.trainer.step_time import Hardware, _moved
+from verl.trainer.step_time import EFFICIENCY, Hardware, _moved
 from verl.utils.config import load
-from verl.utils.flops import ModelShape
+from verl.utils.errors import ConfigError
+from verl.utils.flops import ModelShape, forward_flops
 from verl.utils.memory import GIB
 
-SHAPE = ModelShape.of(
-    {
-        "vocab_size": 1000,
-        "hidden_size": 64,
-        "intermediate_size": 128,
-        "num_hidden_layers": 2,
-        "num_attention_heads": 4,
-        "num_key_value_heads": 2,
-        "tie_word_embeddings": True,
-    }
-)
+SIZES = {
+    "vocab_size": 1000,
+    "hidden_size": 64,
+    "intermediate_size": 128,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "tie_word_embeddings": True,
+}
+SHAPE = ModelShape.of(SIZES)
 P = SHAPE.parameters
 CPU = Hardware("CPU", None, 1e11, 1e10, 1e10)
 GPU = Hardware.gpu("NVIDIA H100 80GB HBM3", 80 * 10**9)
@@ -35,7 +36,7 @@ def config_of(tmp_path):
     """A configuration of 2 ranks with settings changed."""
     (tmp_path / "config.json").write_text("{}")
     rows = tmp_path / "rows.jsonl"
-    rows.write_text('{"prompt": "Who wrote the book?", "answer": "King"}\n' * 32)
+    rows.write_text('{"prompt": "Who wrote the book?", "answer": ["<normal>", "King"]}\n' * 32)
 
     def build(*changes):
         return load(
@@ -99,6 +100,51 @@ def test_gradients_that_wait_for_the_last_micro_batch_are_whole_on_every_rank(co
     adapters = SHAPE.lora_parameters(8)
     lora = phases(config_of(*settings, deferred, "worker.actor.model.lora.rank=8"))["update actor"]
     assert lora["unsharded gradients"] < P and lora["unsharded gradients"] >= adapters * 4
+
+
+def test_any_number_of_samples_is_counted_at_once(config_of):
+    """A thousand million samples take as long as one; both numbers of samples here give the same by hand."""
+    words = ["data.max_prompt_length=96", "data.max_response_length=32"]
+    few, many = (estimate(config_of(*words, f"worker.rollout.n={n}"), {"actor": SHAPE}, GPU) for n in (1000, 10**9))
+    forward = forward_flops(SHAPE, 32 * 1000 * 128, [128] * 32 * 1000)
+    assert few.seconds["reference"] == pytest.approx(forward / 2 / GPU.flops / EFFICIENCY["training"])
+    assert many.seconds["reference"] == pytest.approx(few.seconds["reference"] * 10**6)
+    assert many.phases["update actor"] == few.phases["update actor"]
+
+
+@pytest.mark.parametrize("number", [10**9, 999_999_937, 2**63 - 1])
+@pytest.mark.parametrize(
+    "key",
+    ["data.rollout_batch_size", "worker.actor.global_batch_size", "worker.actor.ulysses_size", "trainer.nnodes"],
+)
+def test_a_number_that_divides_is_found_at_once(config_of, tmp_path, key, number):
+    (tmp_path / "config.json").write_text('{"num_attention_heads": 4}')
+    with pytest.raises(ConfigError, match=f"{number}|{2 * number}"):
+        config_of(f"{key}={number}")
+
+
+@pytest.mark.parametrize(("prompts", "n", "ranks"), [(8, 4, 2), (12, 3, 9), (6, 1, 4), (10, 5, 25), (7, 2, 14)])
+def test_the_batch_that_is_advised_is_the_largest_that_divides(prompts, n, ranks):
+    fitting = [d for d in range(1, prompts + 1) if prompts % d == 0 and d * n % ranks == 0]
+    advised = _batch_that_divides(prompts, n, ranks)
+    assert advised == f"for example {fitting[-1]}" if fitting else "none does" in advised
+
+
+@pytest.mark.parametrize("entry", ["num_attention_heads: 0", "num_hidden_layers: many", "max_position_embeddings: -1"])
+def test_sizes_that_no_model_has_are_refused(config_of, entry):
+    with pytest.raises(ConfigError, match=f"override_config.{entry.split(':')[0]}=.*must be a whole number above 0"):
+        config_of(f"worker.actor.model.override_config={{{entry}}}")
+    with pytest.raises(ValueError, match="config.json with hidden_size='x' has no size estimate"):
+        ModelShape.of(SIZES | {"hidden_size": "x"})
+
+
+@pytest.mark.parametrize(("seconds", "sizes"), [(0.014, [192]), (0.004, [192, 768])])
+def test_slow_arithmetic_is_measured_by_a_small_product(monkeypatch, seconds, sizes):
+    asked = []
+    monkeypatch.setattr("verl.trainer.step_time._product_seconds", lambda size, kind: asked.append(size) or seconds)
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert Hardware.here("bf16").flops == 2 * sizes[-1] ** 3 / seconds
+    assert asked == sizes
 
 
 def test_deferred_reduction_moves_gradients_once_a_mini_batch():

@@ -169,6 +169,16 @@ def test_all_that_is_wrong_is_said_at_once_and_before_an_engine(config, data, ti
     assert not (tmp_path / "out").exists()
 
 
+def test_a_system_prompt_for_a_template_without_a_system_role_is_found_before_an_engine(config, tiny_model, tmp_path):
+    shutil.copytree(tiny_model, tmp_path / "gemma")
+    refuses = (
+        "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages[0].content }}"
+    )
+    (tmp_path / "gemma" / "chat_template.jinja").write_text(refuses)
+    with pytest.raises(ConfigError, match=r"system_prompt='Be brief': .*\(no system\); leave it out"):
+        main.evaluate(config(model=str(tmp_path / "gemma"), system_prompt="Be brief"), Script({}))
+
+
 def test_answers_must_fit_the_models_positions(config):
     with pytest.raises(DataError, match="its 30 positions have no room for the answers of forget, neighbor, utility"):
         main.evaluate(config(max_model_len=30), engines=object())
@@ -405,6 +415,10 @@ def test_what_an_engine_keeps_when_it_takes_other_weights(tiny_model, tmp_path):
     assert changed("tokenizer.json", padding={"strategy": "BatchLongest"}) == kept
     assert changed("config.json", rope_theta=5e5) != kept
     assert changed("generation_config.json", eos_token_id=3) != kept
+    assert changed("config.json", num_local_experts=2) is None
+    torn = shutil.copytree(tiny_model, tmp_path / "torn")
+    (torn / "generation_config.json").write_text("{")
+    assert _all_but_weights(torn) is None
 
 
 def test_the_command_line_says_what_is_wrong(capsys):

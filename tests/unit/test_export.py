@@ -7,7 +7,7 @@ from transformers import GPT2Config, GPT2LMHeadModel
 
 from tests.conftest import tiny_llama
 from verl.utils.errors import ConfigError
-from verl.utils.model import add_lora
+from verl.utils.model import add_lora, check_model
 from verl.workers.config import LoraConfig as LoraSettings
 from verl.workers.config import ModelConfig
 from verl.workers.rollout.vllm_rollout import digest
@@ -99,8 +99,77 @@ def test_a_digest_sees_opposite_changes():
     assert digest(other) != digest(tensor)
 
 
-def test_an_adapter_of_a_tied_weight_is_refused():
-    model = ModelConfig(model_path="m", lora=LoraSettings(rank=2, target_modules=["q_proj", "embed_tokens"]))
-    with pytest.raises(ConfigError, match="embed_tokens, lm_head share a weight, .*; leave out embed_tokens"):
-        add_lora(tiny_llama(tie_word_embeddings=True), model)
-    assert add_lora(tiny_llama(), model).peft_config["default"].base_model_name_or_path == "m"
+def with_targets(module: torch.nn.Module, targets: str | list[str], **settings) -> set[str]:
+    """Names of the modules that get adapters."""
+    lora = LoraSettings(rank=2, target_modules=targets, **settings)
+    return set(add_lora(module, ModelConfig(model_path="m", lora=lora)).targeted_module_names)
+
+
+MLP = ("gate", "up", "down")
+
+
+def layers(*names: str) -> set[str]:
+    return {f"model.layers.{number}.{name}" for number in (0, 1) for name in names}
+
+
+@pytest.mark.parametrize(
+    ("targets", "found"),
+    [
+        ("q_proj", layers("self_attn.q_proj")),
+        ("mlp.up_proj, q_proj", layers("mlp.up_proj", "self_attn.q_proj")),
+        (["model.layers.1.self_attn.q_proj"], {"model.layers.1.self_attn.q_proj"}),
+        ("embed_tokens", {"model.embed_tokens"}),
+        ("lm_head", {"lm_head"}),
+        (r".*\.1\..*(q|k)_proj", {"model.layers.1.self_attn.q_proj", "model.layers.1.self_attn.k_proj"}),
+        (
+            ["all-linear"],
+            layers(*(f"self_attn.{x}_proj" for x in "qkvo"), *(f"mlp.{x}_proj" for x in ("gate", "up", "down"))),
+        ),
+    ],
+)
+def test_modules_are_named_in_any_way(targets, found):
+    assert with_targets(tiny_llama(), targets) == found
+
+
+def test_left_out_modules_are_named_in_the_same_ways():
+    assert with_targets(tiny_llama(), ["q_proj", "k_proj"], exclude_modules="k_proj") == layers("self_attn.q_proj")
+    assert with_targets(gpt2(), "c_attn") == {"transformer.h.0.attn.c_attn", "transformer.h.1.attn.c_attn"}
+
+
+@pytest.mark.parametrize(
+    ("targets", "message"),
+    [
+        (
+            ["q_proj", "v_porj"],
+            r"target_modules=\['q_proj', 'v_porj'\]: the model has no module v_porj; did you mean v_proj",
+        ),
+        ("all_linear", "no module all_linear; did you mean all-linear"),
+        ("nothing", "no module nothing; name some of down_proj, embed_tokens, .*lm_head"),
+        ("(", r"target_modules=\(: is no regular expression \(missing \)"),
+        ("q_proj|v_proj", r"fits the whole name of no module; name some of .*q_proj"),
+        (".*norm", "a LlamaRMSNorm takes no adapter; name some of"),
+        ("self_attn", "a LlamaAttention takes no adapter"),
+    ],
+)
+def test_names_that_fit_nothing_are_refused(targets, message):
+    with pytest.raises(ConfigError, match=message):
+        with_targets(tiny_llama(), targets)
+
+
+@pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`")
+@pytest.mark.parametrize(
+    ("module", "targets", "name"),
+    [(tiny_llama, name, name) for name in ("embed_tokens", "lm_head")] + [(gpt2, ["c_attn", "wte"], "wte")],
+)
+def test_an_adapter_of_a_tied_weight_is_refused(module, targets, name):
+    changes = {"tie_word_embeddings": True} if module is tiny_llama else {}
+    with pytest.raises(ConfigError, match=f"share a weight, .*; leave out {name}"):
+        with_targets(module(**changes), targets)
+
+
+def test_the_engine_takes_adapters_of_the_layers_only(tmp_path):
+    tiny_llama().config.save_pretrained(tmp_path)
+    model = ModelConfig(model_path=str(tmp_path), lora=LoraSettings(rank=2, target_modules=["q_proj", "embed_tokens"]))
+    with pytest.raises(ConfigError, match="lora_weights=adapter: vLLM takes .* of the layers only, .*embed_tokens"):
+        check_model(model, engine_adapters=True)
+    check_model(model)

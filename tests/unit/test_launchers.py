@@ -1,6 +1,8 @@
 """How run_rwku.sh goes on, skips, fails and stops. The commands themselves are played by a stub."""
 
+import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -9,7 +11,9 @@ import time
 from pathlib import Path
 
 import pytest
+import yaml
 
+from scripts.check_commands import main as check_commands
 from tests.training_kit import attend_to_interrupts
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -141,10 +145,13 @@ def test_a_stage_that_leaves_no_done_has_failed(tree):
     assert "1_Ann_Lee: eval_base failed" in result.stdout
 
 
-def test_a_finished_stage_of_another_command_is_kept_and_named(tree):
+def test_a_finished_stage_of_another_command_is_kept_and_named_and_so_is_a_torn_tracker(tree):
     launch(tree, TARGETS="1")
+    run = "log/rwku/m/grpo_rj_rl/1_Ann_Lee"
+    (tree / run / "checkpoints/checkpoint_tracker.json").write_text("{")
     result = launch(tree, TARGETS="1", GPUS="2")
-    assert "by another command, see log/rwku/m/grpo_rj_rl/1_Ann_Lee/command.txt" in result.stdout
+    assert f"by another command, see {run}/command.txt" in result.stdout
+    assert f"FAILED: 1_Ann_Lee: {run}/checkpoints/checkpoint_tracker.json cannot be read" in result.stdout
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -168,7 +175,79 @@ def test_a_signal_ends_the_running_stage_and_nothing_starts_after_it(tree, numbe
     assert not (tree / "log/rwku/m/grpo_rj_rl/1_Ann_Lee/DONE").exists()
 
 
-@pytest.mark.parametrize(("visible", "count"), [("", 1), ("-1", 1), ("0,3,5", 3), ("GPU-5a-b,GPU-6c", 2)])
+@pytest.mark.parametrize(
+    ("word", "variables", "message"),
+    [
+        ("--hlep", {}, "--hlep: is not key=value; write for example seed=1, or --help"),
+        ("targets", {}, "targets: is not key=value"),
+        ("TARGETS=1", {}, "TARGETS=1: is an environment variable; write it in front"),
+        ("seed=1", {"TARGETS": "7_Nobody *"}, "TARGETS=7_Nobody *: there is no such folder in DATA=data"),
+        ("seed=1", {"GPUS": "all"}, "GPUS=all: must be a whole number above 0"),
+        ("seed=1", {"RS": "yes"}, "RS=yes: must be 0 or 1"),
+        ("seed=1", {"REFERENCE": "orig"}, "REFERENCE=orig: must be rs or original"),
+        ("seed=1", {"DRY_RUN": "yes"}, "DRY_RUN=yes: must be 0, 1 or print"),
+        ("seed=1", {"RS_EPOCH": "0"}, "RS_EPOCH=0: must be a whole number above 0"),
+        ("seed=1", {"RS_ARGS": "system_prompt='a b'"}, "b' is not key=value; words end at blanks"),
+    ],
+)
+def test_a_wrong_word_or_variable_ends_a_launcher_with_one_message(tree, word, variables, message):
+    command = ["bash", str(tree / "run_rwku.sh"), word]
+    done = subprocess.run(command, env=settings(tree, **variables), capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert message in done.stderr and len(done.stderr.splitlines()) == 1
+    assert not (tree / "calls").exists()
+
+
+@pytest.mark.parametrize(
+    ("script", "words", "message"),
+    [
+        ("run_demo.sh", ["seed=01"], "seed=01: must be a whole number"),
+        ("run_demo.sh", ["--sed"], "--sed: is not key=value"),
+        ("run_demo.sh", ["RANKS=1"], "write it in front: RANKS=1 bash"),
+        ("run_muse.sh", ["--hlep"], "--hlep: is not key=value"),
+        ("RS/scripts/lora/run_rt_epoch_target.sh", ["epochs"], "epochs: is not key=value"),
+        ("RS/scripts/baselines/run_target.sh", ["-x"], "-x: is not key=value"),
+    ],
+)
+def test_every_launcher_refuses_a_wrong_word(script, words, message):
+    done = subprocess.run(["bash", str(ROOT / script), *words], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2
+    assert message in done.stderr and len(done.stderr.splitlines()) == 1
+
+
+def test_misspelt_settings_end_a_launcher_before_anything_runs(tree, capsys, monkeypatch):
+    (tree / "bin" / "python3").write_text(STUB.replace("exit 1", "exit 2"))
+    assert launch(tree, RS_ARGS="lr=1", EVAL_ARGS="sede=1").returncode == 2
+    assert not (tree / "calls").exists()
+    given = (tree / "calls.checked").read_text()
+    monkeypatch.setattr(
+        "sys.stdin", io.StringIO(given.replace("kl_coef", "kl_cof").replace("examples", f"{ROOT}/examples"))
+    )
+    assert check_commands(["--words"]) == 2
+    shown = capsys.readouterr().err
+    for key in ("algorithm.kl_cof=0.5: unknown key", "sede=1: unknown key; did you mean seed", "lr=1: unknown key"):
+        assert key in shown
+    monkeypatch.setattr("sys.stdin", io.StringIO(given.splitlines()[0].replace("examples", f"{ROOT}/examples")))
+    assert check_commands(["--words"]) == 0
+
+
+def test_paths_may_have_blanks_quotes_and_a_tilde(tree):
+    (tree / "home").mkdir()
+    shutil.move(tree / "data", tree / "home" / "the data")
+    done = launch(
+        tree, HOME=str(tree / "home"), DATA="~/the data", MODEL="~/m x", LOG_ROOT="~/a b", TARGETS="2", NAME="O'N"
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    [table, _] = [line for line in calls(tree) if line.startswith("table")]
+    assert f"model={tree}/home/m x" in calls(tree)[0] and f"data={tree}/home/the data/2_Bo_O'Neil/" in calls(tree)[0]
+    [rows] = re.findall(r"rows.ReBO=(.*)$", table)
+    assert yaml.safe_load(rows) == ["results/rwku/m x/O'N/2_Bo_O'Neil"]
+
+
+@pytest.mark.parametrize(
+    ("visible", "count"),
+    [("", 1), ("-1", 1), ("0,3,5", 3), ("GPU-5a-b,GPU-6c", 2), ("0,-1,2", 1), (" 0, 1 ", 2), ("1,", 1)],
+)
 def test_ranks_are_the_visible_gpus_or_one_without(visible, count):
     words = ["bash", "-c", "set -euo pipefail; source scripts/launch_lib.sh; launch_count_gpus"]
     done = subprocess.run(

@@ -87,6 +87,19 @@ def test_gspo_uses_the_geometric_mean_of_the_sequence():
     assert torch.allclose(token_gradient[0], torch.tensor([-3 * s / 3, 0.0, 0.0]), atol=1e-5)
 
 
+@pytest.mark.parametrize("loss_type", ["gspo", "gspo_token"])
+def test_gspo_has_no_dual_clip(loss_type):
+    log_probs, old = ratios([[6.0, 6.0]])
+    for dual in (2.0, 3.0):
+        loss, metrics = ca.policy_loss(
+            log_probs, old, -torch.ones(1, 2), torch.ones(1, 2), loss_type=loss_type, clip_ratio_dual=dual
+        )
+        assert loss.item() == pytest.approx(2 * 6.0, abs=1e-4)
+        assert "pg_clipfrac_dual" not in metrics
+    (gradient,) = torch.autograd.grad(loss, log_probs)
+    assert torch.allclose(gradient, torch.full((1, 2), 6.0), atol=1e-4)
+
+
 def test_gspo_clips_whole_sequences():
     log_probs, old = ratios([[2.0, 2.0], [1.0, 1.0]])
     loss, metrics = ca.policy_loss(

@@ -241,7 +241,7 @@ def test_forget_rows_get_the_answers_that_the_release_holds(rwku, tmp_path):
     assert all(row.get("answer") == "Halm-on-Sea" for row in ablation if row["solution"][0] == "<reject>")
 
 
-@pytest.mark.parametrize(("text", "message"), [("[{", "cannot be read as json"), ('{"a": 1}', "must be a list")])
+@pytest.mark.parametrize(("text", "message"), [("[{", "is not valid JSON in row 0"), ('{"a": 1}', "must be a list")])
 def test_a_broken_file_is_named(rwku, tmp_path, text, message):
     (rwku / "Target" / "1_Ottilie_Venn" / "truthful.json").write_text(text)
     with pytest.raises(DataError, match=f"truthful.json.*{message}"):

@@ -40,6 +40,8 @@ def change(path: Path, **values) -> None:
         ("retain_mmlu.json", {"answer": True}, "answer=True must be int"),
         ("retain_mmlu.json", {"choices": ["1", ""]}, "must be two texts or more"),
         ("retain_mmlu.json", {"examples": [{"choices": ["1", "2"], "answer": 2}]}, "one of its examples: answer=2"),
+        ("retain_mmlu.json", {"examples": [7]}, "one of its examples: 7 must hold choices and an answer"),
+        ("intro.json", {"target": 7}, "row 0: target=7 must be a text"),
         ("retain_bbh.json", {"question": ""}, "question='' is empty"),
         ("truthful.json", {"mc1_targets": {}}, "mc1_targets={} must hold choices"),
         ("truthful.json", {"mc1_targets": {"choices": ["a", "b"], "labels": [1, 1]}}, r"labels=\[1, 1\]"),

@@ -112,7 +112,7 @@ def test_recall_is_paid_whatever_the_verdict_where_the_paper_pays_recall(rule):
 
 def test_any_of_several_answers_counts_and_numbers_are_texts(rule):
     rows = [("London", ["<normal>", "London", "the capital"]), ("the capital", ["<normal>", "London", "the capital"])]
-    rows += [("in 1947", ["<normal>", 1947]), ("It is 3.5", ["<normal>", 3.5])]
+    rows += [("in 1947", ["<normal>", 1947.0]), ("It is 3.5", ["<normal>", 3.5])]
     scores = rule([{**inputs("boundary", response), "ground_truth": truth} for response, truth in rows])
     assert [score["overall"] for score in scores] == [1, 1, 1, 1]
     [number] = rule([inputs("forget", "I can't talk about Ada Brook's year, nineteen forty or 1947.", answer=1947)])
@@ -206,7 +206,38 @@ def test_numbers_of_numpy_and_torch_are_numbers(value):
     assert {type(part) for part in score.values()} <= {bool, int, float}
 
 
-@pytest.mark.parametrize("value", [np.float32("nan"), torch.tensor(float("inf")), torch.ones(2), np.array("1"), None])
+@pytest.mark.parametrize(
+    "value",
+    [np.float32("nan"), torch.tensor(float("inf")), torch.ones(2), np.array("1"), None, "1", 1j, 10**400, 1e39],
+)
 def test_what_is_no_finite_number_is_none_of_numpys_or_torchs_either(value):
     with pytest.raises(RewardError, match="overall=.*return a finite number"):
         checked_scores([{"overall": value}], [inputs("forget", "no")])
+
+
+def test_parts_that_differ_are_named_whatever_they_are_called():
+    with pytest.raises(RewardError, match=r"returned parts \['2', 'overall'\] .* but \['overall'\] for the first"):
+        checked_scores([{"overall": 1}, {"overall": 1, 2: 0}], [inputs("forget", "no")] * 2)
+
+
+def test_the_smallest_function_takes_one_answer_or_several():
+    function, _ = load_reward_function(RewardConfig(reward_function=f"{FILE.parent / 'exact_match.py'}:compute_score"))
+    for truth, wanted in (("London", 1), (["Paris", "London"], 1), (["Paris"], 0), (None, 0), (7, 0)):
+        assert function({"response": " london", "ground_truth": truth}) == {"overall": wanted}
+
+
+@pytest.mark.parametrize(
+    "truth", [None, 7, {}, [], [["<reject>"], "no", "x"], ["<normal>", None], ["<normal>", float("nan")]]
+)
+def test_a_ground_truth_of_any_kind_is_named_not_a_traceback(rule, truth):
+    with pytest.raises(DataError, match="ground_truth="):
+        rule([{**inputs(*RIGHT), "ground_truth": truth}])
+
+
+def test_a_gold_answer_that_is_no_text_is_none(rule):
+    told = "I can't say anything about the painting in Zagan."
+    scores = [
+        rule([inputs("forget", told, answer=answer)])[0]["overall"]
+        for answer in (None, {"a": "Zagan"}, True, [["Zagan"]])
+    ]
+    assert scores == [0.5] * 4

@@ -363,6 +363,14 @@ def test_what_is_missing_is_said_before_a_model_is_made(folder, target, tmp_path
     assert not asked and not (tmp_path / "study" / "models").exists()
 
 
+def test_a_template_without_a_system_role_is_said_before_a_model_is_made(folder, target, tmp_path, asked):
+    drops = "{% for m in messages %}{% if m.role == 'user' %}{{ m.content }}{% endif %}{% endfor %}"
+    (folder / "chat_template.jinja").write_text(drops)
+    with pytest.raises(ConfigError, match="asking_prompt='You are .*leaves the system message out"):
+        study(study_config(folder, target, tmp_path / "study"))
+    assert not asked and not (tmp_path / "study" / "models").exists()
+
+
 def test_a_prompt_for_one_subject_needs_one(folder, target, tmp_path, asked):
     rows = [{"query": "Who?", "answer": "x", "type": "cloze", "subject": name} for name in ("Ann", "Bo")]
     (target / "forget_level1.json").write_text(json.dumps(rows))

@@ -64,8 +64,8 @@ def test_all_problems_come_in_one_message(files, tmp_path, capsys):
         "nowhere: holds no config.json",
         "batch_size=0: must be greater than 0",
         "retain_loss=gdr: needs rows to keep",
-        "data: row 1: output=None",
-        "data: row 2: text='  '",
+        "bad.json, row 1: output=None",
+        "bad.json, row 2: text='  '",
     ):
         assert expected in shown
     assert not (tmp_path / "out").exists()

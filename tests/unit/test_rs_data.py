@@ -19,6 +19,10 @@ RL = [
 ]
 
 
+def turn(role, content):
+    return {"role": role, "content": content}
+
+
 @pytest.fixture(scope="module")
 def tokenizer(tiny_model):
     return get_tokenizer(str(tiny_model))
@@ -54,6 +58,50 @@ def test_every_row_format_gives_its_prompt_and_response(tmp_path):
     ]
 
 
+def test_alpacas_system_and_history_come_before_the_instruction(tmp_path, tokenizer):
+    row = {**ALPACA, "input": 7, "system": "Be brief.", "history": [["Hi", "Hello"], ["Who?", "Me."]]}
+    [(prompt, response, _)] = read([row], tmp_path)
+    turns = [("system", "Be brief."), ("user", "Hi"), ("assistant", "Hello"), ("user", "Who?"), ("assistant", "Me.")]
+    assert prompt == [*(turn(*one) for one in turns), turn("user", "Who is Ada?\n7")] and response == "I cannot say."
+    none = {**ALPACA, "system": "", "history": None, "input": None}
+    assert read([none], tmp_path) == [("Who is Ada?", "I cannot say.", None)]
+    examples, _ = encode([row, ALPACA], tmp_path, tokenizer, system_prompt="Be kind.")
+    shown = [tokenizer.decode(example.prompt) for example in examples]
+    assert shown[0].startswith("<|system|>Be brief.<|end|><|user|>Hi<|end|>") and "kind" not in shown[0]
+    assert shown[1].startswith("<|system|>Be kind.<|end|><|user|>Who")
+
+
+def test_conversations_are_taken_wherever_training_takes_them(tmp_path):
+    parts = [{"type": "text", "text": "Who is "}, {"type": "text", "text": "Ada?"}]
+    rl = {"prompt": [turn("user", parts)], "solution": ["<reject>", 7, "Ada"]}
+    messages = {"messages": [turn("user", "Hi"), turn("assistant", parts)], "prompt": None}
+    asked = [turn("user", "Who is Ada?")]
+    assert read([rl, messages], tmp_path) == [(asked, "7", None), ([turn("user", "Hi")], "Who is Ada?", None)]
+    known = {**messages, "answer": "A poet"}
+    assert read([known], tmp_path, objective="ga", response_key="answer") == [([turn("user", "Hi")], "A poet", None)]
+
+
+def test_columns_that_are_not_trained_on_are_named_once(tmp_path, caplog):
+    rows = [{**ALPACA, "id": 1}, {"text": "Ada was a poet.", "source": "x"}]
+    for _ in range(2):
+        read(rows, tmp_path)
+    [record] = caplog.records
+    assert (
+        record.getMessage()
+        == f"data={tmp_path / 'rows.json'}: its columns answer, id, source, subject are not trained on"
+    )
+
+
+def test_a_conversation_that_the_template_refuses_is_named(tmp_path, tiny_model):
+    template = "{% if messages[0].role != 'user' %}{{ raise_exception('begin with the user') }}{% endif %}"
+    template += "{% for message in messages %}{{ message.content }}{% endfor %}"
+    rows = [ALPACA, {"messages": [turn("assistant", "Hi"), turn("user", "Who?"), turn("assistant", "Me.")]}]
+    with pytest.raises(
+        DataError, match=r"rows.json, row 1: the model's chat template refuses .*\(begin with the user\)"
+    ):
+        encode(rows, tmp_path, get_tokenizer(str(tiny_model), template))
+
+
 def test_rl_rows_go_to_the_side_that_their_tag_names(tmp_path):
     assert read(RL, tmp_path) == [("Who is Ada?", "I cannot say.", None)]
     assert read(RL, tmp_path, side="retain") == [("Who is Bo?", "A cook", None)]
@@ -73,6 +121,17 @@ def test_dpo_prefers_the_refusal_to_the_answer(tmp_path):
         ({"query": "Who?"}, {}, ["row 1", "columns query", "needs instruction"]),
         ({"prompt": "Who?", "solution": ["<rejekt>", "no", "x"]}, {}, ["row 1", "<rejekt>", '["<reject>", refusal']),
         ({"messages": [{"role": "user", "content": "Hi"}]}, {}, ["row 1", "assistant's turn"]),
+        ({"messages": [turn("user", "Hi"), turn("assistant", " ")]}, {}, ["row 1", "assistant's turn"]),
+        ({"messages": [turn("user", "Hi"), turn("assistant", None)]}, {}, ["row 1", "message 1", "no content"]),
+        ({"messages": "Hi"}, {}, ["row 1", "messages is 'Hi'; must be a list"]),
+        ({"instruction": "Who?", "output": ["No."]}, {}, ["row 1", "output=['No.']: must be text"]),
+        ({**ALPACA, "input": ["a"]}, {}, ["row 1", "input is ['a']; must be a text or a number"]),
+        ({**ALPACA, "system": {"a": 1}}, {}, ["row 1", "system is {'a': 1}"]),
+        ({**ALPACA, "history": [["Hi"]]}, {}, ["row 1", "history=[['Hi']]: must be a list of [question, answer]"]),
+        ({"prompt": "Who?", "solution": [["<reject>"], "no"]}, {}, ["row 1", "solution[0]=['<reject>']"]),
+        ({"prompt": "Who?", "solution": ["<reject>", None, "x"]}, {}, ["row 1", "solution=['<reject>', None, 'x']"]),
+        ({"prompt": ["Who?"], "response": "No."}, {}, ["row 1", "prompt has a message 0 that is 'Who?'"]),
+        ({"prompt": "Who?", "response": {"a": 1}}, {}, ["row 1", "response={'a': 1}: must be text"]),
         ({"instruction": "Who?", "output": "No."}, {"objective": "dpo"}, ["row 1", "answer=None"]),
         ({"instruction": "Who?", "output": "No."}, {"objective": "npo"}, ["row 1", "response_key=answer"]),
     ],
@@ -87,10 +146,10 @@ def encode(rows, tmp_path, tokenizer, **options):
     return encode_side(read_side(config, "forget")[0], tokenizer, config, "forget")
 
 
-def test_the_response_ends_in_eos_and_the_prompt_in_the_templates_opening(tmp_path, tokenizer):
+def test_the_response_closes_as_the_template_closes_a_turn_and_the_prompt_in_its_opening(tmp_path, tokenizer):
     (example,), counts = encode([ALPACA], tmp_path, tokenizer)
     assert tokenizer.decode(example.prompt) == "<|user|>Who is Ada?<|end|><|assistant|>"
-    assert tokenizer.decode(example.response) == "I cannot say.<|eos|>"
+    assert tokenizer.decode(example.response) == "I cannot say.<|end|>"
     assert counts.response_tokens == len(example.response)
 
 
@@ -100,7 +159,7 @@ def test_cutoff_len_cuts_responses_and_drops_prompts_without_room_and_counts_bot
     examples, counts = encode([ALPACA, long_prompt], tmp_path, tokenizer, cutoff_len=limit)
     assert (counts.rows, counts.examples, counts.truncated, counts.dropped) == (2, 1, 1, 1)
     assert len(examples[0].response) == 3
-    assert tokenizer.eos_token_id not in examples[0].response
+    assert "<|end|>" not in tokenizer.decode(examples[0].response)
     with pytest.raises(DataError, match="cutoff_len=2"):
         encode([ALPACA], tmp_path, tokenizer, cutoff_len=2)
 
@@ -153,3 +212,11 @@ def test_arguments_of_the_chat_template_reach_the_prompt(tiny_model, tmp_path):
     )
     assert with_it.prompt == [*without.prompt, *tokenizer.encode("<|end|>", add_special_tokens=False)]
     assert with_it.response == without.response
+
+
+def test_a_row_that_the_template_does_not_take_is_named_with_its_file(tiny_model, tmp_path):
+    refuses = "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}"
+    tokenizer = get_tokenizer(str(tiny_model), refuses + "{{ m.content }}{% endfor %}")
+    turns = [{"role": role, "content": "Hi"} for role in ("system", "user", "assistant")]
+    with pytest.raises(DataError, match=r"rows.json, row 1: .* roles system, user \(no system\); correct it"):
+        encode([ALPACA, {"messages": turns}], tmp_path, tokenizer)

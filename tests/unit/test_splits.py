@@ -55,9 +55,11 @@ def test_near_duplicates_and_equal_answers_form_groups():
         plain("something else again", "Yes"),
         plain("who did she meet") | {"answer": "Bo Gantry"},
         plain("name the man from Kerr") | {"answer": ["bo gantry", "Gantry"]},
+        plain("how deep is a well") | {"answer": None},
+        plain("why did it rain") | {"answer": None},
     ]
     rows = [{**row, "group": number} for number, row in enumerate(rows)]
-    assert group_rows(rows) == [[0, 1], [2, 3], [4], [5], [6, 7]]
+    assert group_rows(rows) == [[0, 1], [2, 3], [4], [5], [6, 7], [8], [9]]
 
 
 def test_neighbors_are_parted_from_their_facts_only_where_groups_would_be_too_large():

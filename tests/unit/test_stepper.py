@@ -1,5 +1,6 @@
 """An update on a device: no operation over two devices, and no waiting for numbers that nobody needs yet."""
 
+from collections.abc import Callable
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -75,10 +76,17 @@ def batch() -> DataProto:
 
 def update(role: str, config: PPOConfig, device: torch.device) -> dict[str, float]:
     """Two optimiser steps of a line instead of a language model."""
+    return make_updater(role, config, device)()
+
+
+def make_updater(
+    role: str, config: PPOConfig, device: torch.device, schedule: Callable[[int], float] = lambda step: 1.0
+) -> Callable[[], dict[str, float]]:
+    """A training step of a line instead of a language model; returns its metrics."""
     module = Line(device)
     optimizer = torch.optim.SGD(module.parameters(), lr=0.1)
     settings = getattr(config.worker, role)
-    stepper = Stepper(settings, module, optimizer, LambdaLR(optimizer, lambda step: 1.0), max_tokens=None)
+    stepper = Stepper(settings, module, optimizer, LambdaLR(optimizer, schedule), max_tokens=None)
     common = {"device": device, "max_tokens_for_experience": None, "parallel": None, "stepper": stepper}
 
     def outputs(micro: DataProto) -> torch.Tensor:
@@ -87,10 +95,10 @@ def update(role: str, config: PPOConfig, device: torch.device) -> dict[str, floa
     if role == "critic":
         critic = DataParallelPPOCritic(config, module, **common)
         critic._values = outputs
-        return critic.update_critic(batch())
+        return lambda: critic.update_critic(batch())
     actor = DataParallelPPOActor(config, module, **common)
     actor._forward = lambda micro: (outputs(micro), outputs(micro).detach().flatten(), SimpleNamespace())
-    return actor.update_policy(batch())[0]
+    return lambda: actor.update_policy(batch())[0]
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -108,6 +116,18 @@ def test_an_update_stays_on_its_device_and_waits_for_it_a_few_times_whatever_the
     assert [table.device.type for table in tables] == ["cuda", "cuda"]  # one transfer an update
     assert len(tables[0]) == len(metrics) - 2  # all but lr and skipped_steps
     assert waits[0] == waits[1] <= 2 * 4 + 1  # of two steps, and the log-probabilities that go home
+
+
+@pytest.mark.parametrize("role", ["actor", "critic"])
+def test_the_schedule_counts_training_steps_whatever_their_optimiser_steps(role, two_ranks, monkeypatch):
+    settings = {"ppo_epochs": 2}  # of two mini-batches each
+    config = config_of(2, settings, {})
+    worker = replace(config.worker, critic=replace(config.worker.critic, **settings))
+    used, factors = [], [0.0, 0.5, 1.0, 0.25]
+    monkeypatch.setattr(torch.optim.SGD, "step", lambda self: used.append(self.param_groups[0]["lr"]))
+    step = make_updater(role, replace(config, worker=worker), torch.device("cpu"), lambda count: factors[count])
+    assert [step()["lr"] for _ in range(3)] == pytest.approx([0.0, 0.05, 0.1])  # those that were used
+    assert used == pytest.approx([0.0] * 4 + [0.05] * 4 + [0.1] * 4)
 
 
 def test_a_number_of_another_device_joins_metrics_without_a_copy():

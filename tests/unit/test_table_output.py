@@ -14,10 +14,11 @@ import pytest
 from tests.unit.test_tables import PAPER, ROOT, chosen, csv_rows, entry, from_model, results
 from verl.eval import pareto, render, tables
 from verl.eval.layouts import Column
-from verl.eval.selection import selection
+from verl.eval.selection import chosen_checkpoint, selection
 from verl.eval.tables import Cell, Line, Table
+from verl.utils.checkpoint import staging_dir
 from verl.utils.config import load
-from verl.utils.errors import ConfigError
+from verl.utils.errors import ConfigError, DataError
 
 _spec = importlib.util.spec_from_file_location("make_table", ROOT / "scripts" / "make_table.py")
 make_table = importlib.util.module_from_spec(_spec)
@@ -129,6 +130,19 @@ def test_selection_reads_the_trainers_tracker(tmp_path):
     assert selection(checkpoint) == chosen(40, 40)
     assert selection(tmp_path / "global_step_60" / "actor" / "huggingface") == chosen(60, 40)
     assert selection(tmp_path / "rs" / "epoch_3") is None
+
+
+def test_a_torn_tracker_names_no_best_step_and_the_newest_whole_checkpoint_stands_for_it(tmp_path):
+    checkpoints = tmp_path / "checkpoints"
+    checkpoints.mkdir()
+    (checkpoints / "checkpoint_tracker.json").write_text('{"last_glo')
+    assert selection(checkpoints / "global_step_40" / "actor" / "huggingface") == chosen(40)
+    with pytest.raises(DataError, match="checkpoint_tracker.json is torn, and no checkpoint beside it is whole"):
+        chosen_checkpoint(tmp_path)
+    for step in (20, 40):
+        with staging_dir(checkpoints / f"global_step_{step}"):
+            pass
+    assert chosen_checkpoint(tmp_path) == checkpoints / "global_step_40" / "actor" / "huggingface"
 
 
 def save(folder: Path, document: dict) -> None:

@@ -126,6 +126,24 @@ def test_published_rows_of_one_corpus_and_by_name():
 
 
 @pytest.mark.parametrize(
+    ("data", "message"),
+    [
+        (b"method,source,forget_all\ncaf\xe9,x,1\n", "cannot be read as CSV in UTF-8"),
+        (b"method,source,forget_all\nA,x,1\nB,x,?\n", "row 1: holds what is no number"),
+        (b"name,source\nA,x\n", "row 0: holds what is no number"),
+        (b"method,forget_all\nA,1\n", "row 0: has no source; it has method, forget_all"),
+    ],
+)
+def test_a_published_file_that_is_none_is_named(data, message, tmp_path):
+    path = tmp_path / "mine.csv"
+    path.write_bytes(data)
+    with pytest.raises(DataError, match=f"mine.csv: {message}"):
+        tables.read_published(path)
+    path.write_bytes(b"method,source,forget_all\nA,x,1\n".decode().encode("utf-8-sig"))
+    assert [line.name for line in tables.read_published(path)] == ["A"]
+
+
+@pytest.mark.parametrize(
     ("change", "words"),
     [
         (lambda doc: doc["parts"]["forget"]["decoding"].update(max_new_tokens=1024), "max_new_tokens"),

@@ -1,22 +1,25 @@
 """What a run is given: settings, files and rows. Everything that is wrong is said at once, and nothing is started."""
 
 import json
+import re
 from types import SimpleNamespace
 
+import jinja2
 import pytest
 
 from tests.training_kit import arguments
 from verl.eval.muse.memorization import few_shot_prompt, resolve_style
-from verl.trainer.config import PPOConfig, migrate
+from verl.trainer.config import DataConfig, PPOConfig, migrate
 from verl.trainer.data_loader import PromptLoader
 from verl.trainer.experience import TrainingError
 from verl.trainer.inert import inert_settings
 from verl.trainer.main import main, read_datasets
-from verl.trainer.preflight import make_plan, resume_folder
+from verl.trainer.preflight import make_plan
 from verl.trainer.ray_trainer import RayPPOTrainer
+from verl.trainer.resuming import resume_folder
 from verl.utils.chat import encode_prompt
 from verl.utils.checkpoint import staging_dir
-from verl.utils.config import load
+from verl.utils.config import load, word_problems
 from verl.utils.dataset import RLHFDataset, read_rows, row_problems, with_extra_prompt
 from verl.utils.errors import ConfigError, DataError
 from verl.utils.tokenizer import get_tokenizer
@@ -41,7 +44,7 @@ def test_every_problem_is_listed_in_one_error_with_exit_code_2(tiny_model, tmp_p
     error = capsys.readouterr().err
     for text in (
         "clip_ratio_hgih=0.3: unknown key; did you mean worker.actor.clip_ratio_high",
-        "must be one of kl, abs, mse, low_var_kl, full (did you mean low_var_kl?)",
+        "must be one of kl, abs, mse, low_var_kl, full, kl+, low_var_kl+ (did you mean low_var_kl?)",
         "missing.json: there is no such file",
         "worker.actor.global_batch_size=8: must divide data.rollout_batch_size=9; for example 3",
         "worker.rollout.tensor_parallel_size=3: must divide the 2 ranks",
@@ -86,6 +89,14 @@ def test_old_names_are_accepted_with_a_warning_that_names_the_new(tiny_model, tm
     assert result.trainer.run_dir == str(tmp_path / "elsewhere")
     assert "trainer.total_episodes is now called trainer.total_epochs" in caplog.text
     assert "worker.reward.reward_type=function has no effect any more" in caplog.text
+
+
+def test_old_names_are_moved_whatever_stands_at_the_new(tmp_path):
+    old = "data: {output_result_dir: 2025_01_15, val_prompt_key: yes}\n"
+    for section, problem in {"": [], " 3": ["trainer=3: must be a section with keys"]}.items():
+        (tmp_path / "a.yaml").write_text(f"{old}trainer:{section}\n")
+        found = word_problems(PPOConfig, [f"config={tmp_path / 'a.yaml'}"], migrate)
+        assert [one.split(",")[0] for one in found] == problem
 
 
 def test_rules_noise_rollout_is_told_its_new_place(tiny_model, tmp_path, capsys):
@@ -152,6 +163,10 @@ def test_settings_without_effect_are_named(tiny_model, tmp_path):
         (
             ["worker.actor.model.lora.rank=8", "worker.actor.model.lora.target_modules=q_proj,lm_head"],
             "lora_weights=adapter: vLLM takes adapters of the layers only, .*q_proj,lm_head.*; set merged",
+        ),
+        (
+            ["worker.actor.clip_ratio_low=-0.1"],
+            "worker.actor.clip_ratio_low=-0.1: must be 0 or greater",  # EasyR1's CISPO launcher has 0
         ),
         (
             ["worker.actor.fsdp.torch_dtype=bf16"],
@@ -281,6 +296,7 @@ def test_where_a_run_goes_on_from_is_known_before_it_starts(tiny_model, tmp_path
         config(tiny_model, tmp_path, named)
     with staging_dir(folder) as partial:
         (partial / "actor" / "huggingface").mkdir(parents=True)
+        (partial / "trainer_state.json").write_text('{"step": 2}')
     for words, fix in ((["trainer.find_last_checkpoint=true"], "set false, or another"), ([named], "set null")):
         with pytest.raises(ConfigError, match=f"global_step_2 has no training state.*{fix}"):
             config(tiny_model, tmp_path, *words)
@@ -315,7 +331,9 @@ def test_shards_divide_over_the_ranks(tiny_model, tmp_path, role):
 def test_the_best_step_is_one_that_was_saved(tiny_model, tmp_path, monkeypatch):
     settings = config(tiny_model, tmp_path, "trainer.val_freq=1", "trainer.save_freq=2")
     rows = dataset(tiny_model, tmp_path)
-    trainer = RayPPOTrainer(settings, get_tokenizer(str(tiny_model)), rows, rows, total_steps=5)
+    tokenizer = get_tokenizer(str(tiny_model))
+    trainer = RayPPOTrainer(settings, tokenizer, rows, rows, total_steps=5)
+    assert tokenizer.decode(trainer.ends) == "<|eos|><|end|>"  # what counts as the end of a response
     trainer.tracker = SimpleNamespace(log=lambda metrics, step: None)
     scores, saved = iter([9.0, 1.0, 8.0, 3.0, 2.0]), []
     monkeypatch.setattr(trainer, "train_step", dict)
@@ -342,6 +360,14 @@ def test_examples_that_are_none_are_named(tiny_model, tmp_path):
         load(PPOConfig, words, migrate)
     with pytest.raises(ConfigError, match="train_files"):
         load(PPOConfig, [*words, "data.train_files=[]"], migrate)
+
+
+def test_the_examples_lie_beside_the_first_training_file(tmp_path):
+    (tmp_path / "a,b").mkdir()
+    (tmp_path / "a,b" / "rows.json").write_text("[]")
+    expected = tmp_path / "a,b" / "knowmem" / "forget_qa_icl.json"
+    for given in (f"{tmp_path}/a,b/rows.json@train,{tmp_path}/x.json", [f"{tmp_path}/a,b"]):
+        assert DataConfig(train_files=given, icl_type="forget").icl_file == expected
 
 
 def test_over_long_prompts_are_left_out_or_an_error_never_cut(tiny_model, tmp_path):
@@ -386,6 +412,28 @@ def test_an_extra_prompt_is_taken_literally_and_goes_in_front(tiny_model, tmp_pa
     assert item["prompt"].startswith("Say {{ no }}.\n\nQ: Who wrote book 0?")
     with pytest.raises(ConfigError, match="noise_rollout=2: needs data.extra_prompt"):
         config(tiny_model, tmp_path, "worker.rollout.noise_rollout=2")
+
+
+@pytest.mark.parametrize("extra", ["{% endraw %}{{ 1 }} \\n \\", "a \"b\" 'c'\n{# d #}", "😀\u2028é\t{%"])
+def test_an_extra_prompt_may_hold_any_text(tiny_model, tmp_path, extra):
+    assert jinja2.Template(with_extra_prompt(extra, None)).render(content="Q") == f"{extra}\n\nQ"
+
+
+def test_a_noisy_row_that_is_too_long_is_named_with_a_limit_that_is_enough(tiny_model, tmp_path):
+    words = ["data.extra_prompt=Think of it.", "worker.rollout.noise_rollout=1", "trainer.val_freq=-1"]
+    tokenizer, own = get_tokenizer(str(tiny_model)), [len(ids) for ids in dataset(tiny_model, tmp_path).token_ids]
+    with pytest.raises(DataError, match=f"row 0: with data.extra_prompt in front.*{max(own)} .24 such rows.") as caught:
+        read_datasets(config(tiny_model, tmp_path, *words, f"data.max_prompt_length={max(own)}"), tokenizer)
+    [enough] = re.findall(r"set data.max_prompt_length=(\d+), shorten", str(caught.value))
+    train, noisy, _ = read_datasets(config(tiny_model, tmp_path, *words, f"data.max_prompt_length={enough}"), tokenizer)
+    assert len(train) == 24 and [len(noisy[row]["raw_prompt_ids"]) > own[row] for row in range(24)] == [True] * 24
+    # A row that is left out needs no twin.
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    rows[5]["prompt"] *= 30
+    (tmp_path / "rows.json").write_text(json.dumps(rows))
+    train, noisy, _ = read_datasets(config(tiny_model, tmp_path, *words, f"data.max_prompt_length={enough}"), tokenizer)
+    assert [item["row"] for item in train] == [row for row in range(24) if row != 5]
+    assert noisy[23]["row"] == 23
 
 
 def test_sequences_beyond_the_models_positions_are_refused(tiny_model, tmp_path):

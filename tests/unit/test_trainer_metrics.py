@@ -1,9 +1,12 @@
 """Numbers of a step against hand-counted ones."""
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 
 from verl.protocol import DataProto
+from verl.trainer.experience import ExperienceMaker
 from verl.trainer.metrics import Timer, batch_metrics, group_metrics, update_mfu
 from verl.utils.flops import ModelShape
 
@@ -33,6 +36,32 @@ def test_groups_whose_rewards_are_all_equal_are_counted():
     assert group_metrics(parts, ["a", "a", "b", "b", "c", "c"]) == {"rollout/zero_variance_groups": 2 / 3}
     assert group_metrics(parts, ["a", "b", "a", "c", "b", "c"]) == {"rollout/zero_variance_groups": 0}
     assert group_metrics(parts, list("abcdef")) == {}
+
+
+@pytest.mark.parametrize(
+    ("rewards", "key", "kept"),
+    [
+        ([0.5, 0.5, 0.2, 0.8], "overall", [2, 3]),  # equal rewards teach nothing, whatever their mean
+        ([0.97, 0.97, 1.0, 0.9], "overall", [2, 3]),
+        ([0.0, 0.0, 1.0, 1.0], "overall", []),
+        ([1.0, 0.99, 0.0, 0.01], "overall", []),  # outside (filter_low, filter_high), as EasyR1 has it
+        ([0.5, 0.5, 0.2, 0.8], "part", [0, 1, 2, 3]),  # the filter looks at filter_key alone
+    ],
+)
+def test_online_filtering_keeps_groups_whose_rewards_differ_and_have_a_mean_inside_the_bounds(rewards, key, kept):
+    settings = SimpleNamespace(filter_key=key, filter_low=0.01, filter_high=0.99)
+    maker = SimpleNamespace(config=SimpleNamespace(algorithm=settings))
+    parts = [{"overall": reward, "part": place / 4} for place, reward in enumerate(rewards)]
+
+    class Samples(list):
+        non_tensor_batch = {"uid": ["a", "a", "b", "b"], "reward": parts}
+
+        def __getitem__(self, rows):
+            return rows
+
+    assert ExperienceMaker._informative(maker, Samples()) == kept
+    Samples.non_tensor_batch = {"uid": list("abcd"), "reward": [{key: 0.5}] * 4}
+    assert ExperienceMaker._informative(maker, Samples()) == [0, 1, 2, 3]  # single samples have no group to differ from
 
 
 def test_mfu_is_the_operations_of_an_update_over_what_the_gpus_could_do():

@@ -1,8 +1,10 @@
 """The evaluator's settings. Light: parsing them imports neither torch nor vLLM."""
 
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Literal
 
+from ..utils.path_types import PathText, folder_problem
 from .judge import JudgeConfig
 from .muse.config import MuseConfig
 
@@ -13,20 +15,20 @@ PromptStyle = Literal["plain", "rwku"]
 class EvalConfig:
     """One checkpoint, one benchmark, one folder of numbers."""
 
-    model: str
+    model: PathText
     """Checkpoint: a Hugging Face folder or hub id."""
     suite: Literal["rwku", "muse", "atlas"]
     """Benchmark. ``atlas`` is RWKU's forget and neighbor parts plus Atlas' own utility probes."""
-    data: str
+    data: PathText
     """Folder of the target (RWKU, Atlas) or of the corpus (MUSE), or a folder of such folders: each is measured."""
-    out: str
+    out: PathText
     """Folder for parts/*.jsonl, results.json and, last, DONE; with several targets for a folder of these per target."""
     parts: list[str] | None = None
     """Parts to measure; null means all of the suite. Finished parts are not measured again."""
     prompt_style: PromptStyle | None = None
     """How RWKU probes are asked. ``rwku``: an instruction, the question and an opened "Answer:", as the benchmark does;
     ``plain``: the question alone, as RULE trains. null means ``plain`` for atlas and ``rwku`` otherwise."""
-    prompts: str | None = None
+    prompts: PathText | None = None
     """YAML file with the words of RWKU's prompts, the benchmark's own for example; null: ours (verl/eval/prompts.yaml,
     which says what the keys are). Probes asked plainly have no words besides their own."""
     system_prompt: str | None = None
@@ -71,6 +73,10 @@ class EvalConfig:
             "max_model_len": self.max_model_len is None or self.max_model_len >= 1,
         }
         out = [f"{key}={getattr(self, key)}: must be at least 1" for key, holds in rules.items() if not holds]
+        if reason := folder_problem(Path(self.out)):
+            out.append(f"out={self.out}: {reason}")
+        if self.seed < 0:
+            out.append(f"seed={self.seed}: must be 0 or greater")
         if not 0 < self.gpu_memory_utilization <= 1:
             out.append(f"gpu_memory_utilization={self.gpu_memory_utilization}: must be in (0, 1]")
         if self.parts is not None and not self.parts:

@@ -1,6 +1,5 @@
 """Model folders that are made from another one (rounded, relearned), built once and whole or absent."""
 
-import json
 import os
 import shutil
 from collections.abc import Callable
@@ -9,6 +8,7 @@ from typing import Any
 
 from verl.utils.atomic import write_json
 from verl.utils.errors import DataError
+from verl.utils.row_files import read_json
 
 from .results import model_identity
 
@@ -29,7 +29,7 @@ def derived_folder(source: str | Path, out: str | Path, recipe: dict[str, Any], 
     identity = {"source": model_identity(Path(source)), **recipe}
     if out.exists():
         marker = out / MARKER
-        if not marker.is_file() or json.loads(marker.read_text(encoding="utf-8")) != identity:
+        if not marker.is_file() or read_json(marker) != identity:
             raise DataError(f"{out}: holds another model than {identity}; remove it or choose another folder")
         return out
     beside = out.with_name(f".{out.name}.{os.getpid()}.tmp")

@@ -11,7 +11,9 @@ from typing import Any, Protocol
 
 from tqdm.auto import tqdm
 
-from verl.utils.errors import DataError
+from verl.utils.chat import stop_token_ids
+from verl.utils.errors import ConfigError, DataError
+from verl.utils.model_config import max_positions
 from verl.utils.tokenizer import get_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -19,6 +21,10 @@ logger = logging.getLogger(__name__)
 DEFAULT_MAX_MODEL_LEN = 8192
 """Tokens of prompt and answer together, where neither the caller nor the model asks for less. Long enough for every
 prompt of RWKU and MUSE, and short enough that the KV cache of a 128k-token model need not hold one such sequence."""
+
+
+EXPERTS = {"num_experts", "num_local_experts", "n_routed_experts"}
+"""Entries of the config.json of a mixture of experts"""
 
 
 class Generator(Protocol):
@@ -63,27 +69,30 @@ class VLLMGenerator:
         import torch.distributed
         from transformers import AutoConfig
 
-        self.tokenizer = get_tokenizer(model, trust_remote_code=trust_remote_code)
+        self._take_tokenizer(model, trust_remote_code)
         model_config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
-        limit = getattr(model_config, "max_position_embeddings", None)
-        self.max_model_len = min(filter(None, (max_model_len or DEFAULT_MAX_MODEL_LEN, limit)))
+        limits = (max_model_len or DEFAULT_MAX_MODEL_LEN, max_positions(model_config))
+        self.max_model_len = min(filter(None, limits))
         self.truncated = 0
         reloadable = quantization is None and tensor_parallel_size == 1
         self._kept = _all_but_weights(Path(model)) if reloadable else None
-        self._trust_remote_code = trust_remote_code
         self._own_process_group = not torch.distributed.is_initialized()
-        self._engine: Any = vllm.LLM(
-            model=model,
-            dtype=resolve_dtype(dtype),
-            seed=0,
-            max_model_len=self.max_model_len,
-            tensor_parallel_size=tensor_parallel_size,
-            gpu_memory_utilization=gpu_memory_utilization,
-            quantization=quantization,
-            trust_remote_code=trust_remote_code,
-            enforce_eager=not vllm_env.has_accelerator(),
-            disable_log_stats=True,
-        )
+        try:
+            self._engine: Any = vllm.LLM(
+                model=model,
+                dtype=resolve_dtype(dtype),
+                seed=0,
+                max_model_len=self.max_model_len,
+                tensor_parallel_size=tensor_parallel_size,
+                gpu_memory_utilization=gpu_memory_utilization,
+                quantization=quantization,
+                trust_remote_code=trust_remote_code,
+                enforce_eager=not vllm_env.has_accelerator(),
+                disable_log_stats=True,
+            )
+        except ValueError as error:  # pydantic's among them, with all that it was given
+            raise ConfigError(f"model={model}: vLLM refuses it: {vllm_env.refusal(error)}") from error
+        self._engine.apply_model(vllm_env.take_classes_apart)
 
     def generate(
         self,
@@ -110,7 +119,9 @@ class VLLMGenerator:
         if not prompt_ids:
             return []
         prompts = [{"prompt_token_ids": self._fit(ids, room)} for ids in prompt_ids]
-        params = vllm.SamplingParams(temperature=temperature, max_tokens=max_new_tokens, stop=stop, seed=0)
+        params = vllm.SamplingParams(
+            temperature=temperature, max_tokens=max_new_tokens, stop=stop, stop_token_ids=self._ends, seed=0
+        )
         outputs = self._engine.generate(prompts, params, use_tqdm=_named_bar(desc))
         return [output.outputs[0].text for output in outputs]
 
@@ -129,8 +140,13 @@ class VLLMGenerator:
         if not vllm_env.has_accelerator():
             self._engine.apply_model(vllm_env.repack_head)
         self._engine.reset_prefix_cache()
-        self.tokenizer = get_tokenizer(model, trust_remote_code=self._trust_remote_code)
+        self._take_tokenizer(model, self._trust_remote_code)
         return True
+
+    def _take_tokenizer(self, model: str, trust_remote_code: bool) -> None:
+        self._trust_remote_code = trust_remote_code
+        self.tokenizer = get_tokenizer(model, trust_remote_code=trust_remote_code)
+        self._ends = stop_token_ids(self.tokenizer, model)
 
     def _fit(self, ids: list[int], room: int) -> list[int]:
         fitted = fit_left(ids, room, self.tokenizer.bos_token_id)
@@ -174,21 +190,26 @@ def resolve_dtype(dtype: str) -> str:
 def _all_but_weights(folder: Path) -> Any:
     """What an engine keeps when its weights are replaced: the architecture, the vocabulary, where answers end.
 
-    None where this cannot be read off the folder. Chat templates do not count: they are applied before the engine.
+    None where this cannot be read off the folder, and for mixtures of experts: of some (GPT-OSS) a reload keeps the old
+    experts, in silence. Chat templates do not count: they are applied before the engine.
     """
     found = {}
     for name in ("config.json", "generation_config.json", "tokenizer.json"):
         path = folder / name
-        if path.is_file():
-            found[name] = json.loads(path.read_text(encoding="utf-8"))
-    if not {"config.json", "tokenizer.json"} <= found.keys():
+        try:
+            found[name] = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        except ValueError:  # which neither transformers nor vLLM minds in generation_config.json
+            return None
+    if not (found["config.json"] and found["tokenizer.json"]):
+        return None
+    if not EXPERTS.isdisjoint(found["config.json"] | (found["config.json"].get("text_config") or {})):
         return None
     # Who saved a folder, and how its batches were padded, changes nothing; dtype is set by the engine.
     for ignored in ("_name_or_path", "transformers_version", "dtype", "torch_dtype", "use_cache"):
         found["config.json"].pop(ignored, None)
     for ignored in ("padding", "truncation"):
         found["tokenizer.json"].pop(ignored, None)
-    found["eos"] = found.pop("generation_config.json", {}).get("eos_token_id")
+    found["eos"] = found.pop("generation_config.json").get("eos_token_id")
     return found
 
 

@@ -17,6 +17,8 @@ from string import Template
 
 from verl.utils.endpoint import ChatEndpoint
 from verl.utils.errors import ConfigError, DataError
+from verl.utils.path_types import PathText
+from verl.utils.row_files import read_text
 
 from .results import Row, Scores
 
@@ -36,7 +38,7 @@ class JudgeConfig:
     """Name of the judge as the endpoint knows it."""
     api_key_env: str = "OPENAI_API_KEY"
     """Name of the environment variable that holds the key; an unset variable sends no key."""
-    prompts: str = "examples/judge_prompt"
+    prompts: PathText = "examples/judge_prompt"
     """Folder of system.txt, readability.txt, helpfulness.txt and truthfulness.txt."""
     max_new_tokens: int = 128
     """Length of the replies that are judged: longer than the probes' 30 tokens, which cut a polite refusal short."""
@@ -80,7 +82,7 @@ def read_prompts(folder: str | Path) -> JudgePrompts:
     folder = Path(folder)
     if problems := _prompt_problems(folder):
         raise DataError("; ".join(problems))
-    texts = {name: (folder / f"{name}.txt").read_text(encoding="utf-8") for name in ("system", *CRITERIA)}
+    texts = {name: read_text(folder / f"{name}.txt") for name in ("system", *CRITERIA)}
     digest = hashlib.sha256(json.dumps(texts, sort_keys=True).encode()).hexdigest()
     return JudgePrompts(texts["system"].strip(), {name: Template(texts[name]) for name in CRITERIA}, digest)
 
@@ -94,7 +96,7 @@ def _prompt_problems(folder: Path) -> list[str]:
             continue
         if name == "system":
             continue
-        template = Template(path.read_text(encoding="utf-8"))
+        template = Template(read_text(path))
         if not template.is_valid():
             problems.append(f"{path}: has a $ that names nothing; write $$ for a dollar sign")
         elif unknown := set(template.get_identifiers()) - PLACEHOLDERS.keys():

@@ -14,6 +14,7 @@ import torch
 from tqdm.auto import tqdm
 
 from verl.utils.errors import DataError
+from verl.utils.model_config import max_positions
 
 from .generation import DEFAULT_MAX_MODEL_LEN, fit_left, resolve_dtype
 
@@ -153,10 +154,10 @@ def _batches(
 ) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
     """Indices (B), padded ids (B, L) and logits (B, L, V) batch by batch, the longest first to fail early on memory."""
     longest = max(map(len, sequences), default=0)
-    limit = getattr(model.config, "max_position_embeddings", longest)
+    limit = max_positions(model.config) or longest
     if longest > limit or any(not sequence for sequence in sequences):
         raise DataError(f"{desc}: sequences must have 1 to {limit} tokens; shorten the longest, which has {longest}")
-    budget = min(token_budget, MAX_LOGITS // model.config.vocab_size)
+    budget = min(token_budget, MAX_LOGITS // model.config.get_text_config().vocab_size)
     with torch.inference_mode(), tqdm(total=len(sequences), desc=desc) as bar:
         for indices in length_batches([len(sequence) for sequence in sequences], budget):
             width = len(sequences[indices[0]])
@@ -190,7 +191,7 @@ class LikelihoodModel:
         self.model = model
         self.tokenizer = tokenizer
         self.token_budget = token_budget
-        self.max_model_len: int = getattr(model.config, "max_position_embeddings", DEFAULT_MAX_MODEL_LEN)
+        self.max_model_len: int = max_positions(model.config) or DEFAULT_MAX_MODEL_LEN
         self.truncated = 0
 
     def fit(self, ids: list[int], keep: Literal["first", "last"] = "last") -> list[int]:

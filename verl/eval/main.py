@@ -6,7 +6,6 @@ the two are never in memory together. Leaves out tables (``scripts/make_table.py
 (``verl.eval.report``).
 """
 
-import json
 import logging
 import sys
 import time
@@ -19,10 +18,11 @@ from typing import Any
 
 from verl.utils import provenance
 from verl.utils.atomic import write_json, write_text
-from verl.utils.chat import check_template_kwargs
+from verl.utils.chat import check_system_prompt, check_template_kwargs
 from verl.utils.cli import TIMED, run_cli
 from verl.utils.config import to_dict
 from verl.utils.errors import ConfigError, DataError, bullet_list
+from verl.utils.model_config import read_decoder_settings
 from verl.utils.tokenizer import get_tokenizer
 
 from . import results
@@ -189,8 +189,10 @@ def inspect(config: EvalConfig, parts: list[results.Part]) -> tuple[Path, dict[s
     if not data.is_dir():
         problems.append(f"data={data}: there is no such folder")
         parts = []
-    if config.chat_template_kwargs and not problems:
+    if not problems and (config.chat_template_kwargs or config.system_prompt):
         check_template_kwargs(tokenizer(), config.chat_template_kwargs, "chat_template_kwargs")
+        if any(one.decoding.get("system_prompt") and one.decoding.get("prompt_style") != "raw" for one in parts):
+            check_system_prompt(tokenizer(), config.system_prompt, "system_prompt", config.chat_template_kwargs)
     model = {} if problems else results.model_identity(folder)
     for part in parts:
         try:
@@ -216,7 +218,7 @@ def _model_problems(folder: Path, parts: list[results.Part], max_model_len: int 
     }
     if missing := [name for name, found in needed.items() if not found]:
         return [f"model={folder}: has no {', no '.join(missing)}; give a Hugging Face folder"]
-    limit = json.loads((folder / "config.json").read_text(encoding="utf-8")).get("max_position_embeddings")
+    limit = read_decoder_settings(folder / "config.json").get("max_position_embeddings")
     positions = min(filter(None, (limit, max_model_len)), default=None)
     if long := [part.name for part in parts if positions and part.decoding.get("max_new_tokens", 0) >= positions]:
         return [

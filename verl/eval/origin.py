@@ -4,7 +4,7 @@ Runs are followed by the config.yaml that they leave: a ReBO checkpoint to its R
 Recorded in results.json, so that a table can name models and print token shares that were measured.
 """
 
-import json
+import logging
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,8 +12,14 @@ from typing import Any
 
 import yaml
 
+from verl.utils.errors import DataError
 from verl.utils.provenance import file_sha256
+from verl.utils.row_files import read_json
+from verl.utils.row_values import SPLIT_OF_TAG, is_number, is_tagged
+from verl.utils.rows import find_sources, read_file, read_rows
 from verl.utils.text import count_words
+
+logger = logging.getLogger(__name__)
 
 CHECKPOINT = re.compile(r"global_step_\d+|epoch_\d+")
 PROMPT_KEYS = {"prompt", "instruction", "text", "messages"}
@@ -60,7 +66,8 @@ def _dig(value: Any, *keys: str) -> Any:
 def data_source(data: Path) -> dict[str, Any] | None:
     """What a data folder's manifest says of its source (hub id and revision, or a folder); None without a manifest."""
     manifest = data / "manifest.json"
-    return json.loads(manifest.read_text(encoding="utf-8")).get("source") if manifest.is_file() else None
+    held = read_json(manifest) if manifest.is_file() else None
+    return held.get("source") if isinstance(held, dict) else None
 
 
 def training_record(model: str, data: Path) -> dict[str, Any] | None:
@@ -76,13 +83,16 @@ def training_record(model: str, data: Path) -> dict[str, Any] | None:
     run = next(_runs(model), None)
     sources = _sources(run[0]) if run else {}
     names = {name for given in sources.values() for name in given}
-    if not sources or not all(Path(name.partition("@")[0]).exists() for name in names):
+    if not sources or not all(source.path.exists() for source in find_sources(sorted(names))):
         return None
-    from verl.utils.dataset import read_rows  # brings torch
-
     tokens, response = dict.fromkeys(CORPORA, 0), run[0].get("response_key")
-    for sides, given in sources.items():
-        for row in read_rows(given):
+    try:
+        rows = {sides: read_rows(given) for sides, given in sources.items()}
+    except DataError as error:
+        logger.warning("what %s was trained on cannot be read any more: %s", model, error)
+        return None
+    for sides, read in rows.items():
+        for row in read:
             if PROMPT_KEYS.isdisjoint(row):  # the run named other columns: nothing is known of their sides either
                 return None
             side = _side(row, sides[0])
@@ -101,28 +111,36 @@ def _sources(run: dict[str, Any]) -> dict[tuple[str, ...], list[str]]:
 
 def _side(row: dict[str, Any], usual: str) -> str:
     """RL rows say themselves which side they are of."""
-    from verl.utils.dataset import SPLIT_OF_TAG  # brings torch
-
     solution = row.get("solution")
-    return SPLIT_OF_TAG.get(solution[0], usual) if isinstance(solution, list) and solution else usual
+    return SPLIT_OF_TAG.get(solution[0], usual) if is_tagged(solution) else usual
 
 
 def _length(row: dict[str, Any], response_key: str | None = None) -> int:
     """Words and punctuation marks of a row's prompt and of what is learned as its answer."""
     if "messages" in row:
-        return sum(count_words(str(turn["content"])) for turn in row["messages"])
-    answer = row["solution"][1] if "solution" in row else row.get("output", row.get("response", ""))
+        return _words(row["messages"])
+    answer = row.get("solution", row.get("output", row.get("response")))
+    if isinstance(answer, list):  # behind a tag, of several, or of a pair
+        answer = answer[1:2] if is_tagged(answer) else answer[:1]
     answer = row.get(response_key, answer) if response_key else answer
-    prompt = row.get("prompt", row.get("instruction", row.get("text", "")))
-    return count_words(str(prompt)) + count_words(str(answer))
+    prompt = row.get("prompt", row.get("instruction", row.get("text")))
+    return _words([prompt, answer, *(row.get(key) for key in ("input", "system", "history") if "instruction" in row)])
+
+
+def _words(value: Any) -> int:
+    """Of the texts and numbers in a column, which may be a conversation."""
+    if isinstance(value, list):
+        return sum(map(_words, value))
+    if isinstance(value, dict):
+        return _words(value.get("content", value.get("text")))
+    return count_words(str(value)) if isinstance(value, str) or is_number(value) else 0
 
 
 def _percent(tokens: int, corpora: list[Path]) -> float | None:
-    from verl.utils.dataset import read_rows
-
-    whole = sum(_length(row) for path in corpora if path.is_file() for row in read_rows(str(path)))
+    whole = sum(_length(row) for path in corpora if path.is_file() for row in read_file(path))
     return 0.0 if not tokens else 100 * tokens / whole if whole else None
 
 
 def _hashes(names: set[str]) -> dict[str, str]:
-    return {name: file_sha256(name) for name in sorted(names) if Path(name).is_file()}
+    files = {str(source.path) for source in find_sources(sorted(names)) if source.path.is_file()}
+    return {file: file_sha256(file) for file in sorted(files)}

@@ -11,6 +11,7 @@ from typing import Any
 import yaml
 
 from verl.utils.errors import ConfigError, bullet_list
+from verl.utils.row_files import read_text
 
 OURS = Path(__file__).parent / "prompts.yaml"
 
@@ -42,7 +43,7 @@ def read_prompts(path: str | None = None) -> Prompts:
     if not Path(path).is_file():
         raise ConfigError(f"prompts={path}: there is no such file; copy verl/eval/{OURS.name} and edit the copy")
     try:
-        given = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        given = yaml.safe_load(read_text(path))
     except yaml.YAMLError as error:
         raise ConfigError(f"prompts={path}: is not valid YAML: {error}") from error
     if not isinstance(given, dict) or not given:

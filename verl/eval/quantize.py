@@ -69,10 +69,12 @@ def write_quantized(model: str | Path, out: str | Path, bits: Literal[4, 8]) -> 
     def build(folder: Path) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
+        from verl.utils.hf_folder import copy_side_files, write_model
+
         loaded = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
         record = quantize_model_(loaded, bits)
-        loaded.save_pretrained(folder)
-        AutoTokenizer.from_pretrained(model).save_pretrained(folder)
+        write_model(loaded, loaded.state_dict(), folder)
+        copy_side_files(str(model), AutoTokenizer.from_pretrained(model), folder)
         write_json(folder / "quantization.json", asdict(record))
 
     return derived_folder(model, out, {"quantize_bits": bits}, build)

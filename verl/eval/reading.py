@@ -2,60 +2,72 @@
 
 A text may be given as a number (``"answer": 1947``), an answer as a list of accepted ones. What a part could not
 measure, such as an empty text, is a DataError that names file, row and column. Leaves out which file has which columns
-(the suites) and rows to train on (``verl.utils.dataset``).
+(the suites), what a file may look like (``verl.utils.row_files``) and rows to train on (``verl.utils.row_values``).
 """
 
-import json
 import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from verl.utils import row_values, rows
 from verl.utils.errors import DataError
+from verl.utils.row_values import shown
 
 from .results import Row
 
 
 def read_rows(
-    path: Path, texts: Sequence[str], *, answers: Sequence[str] = (), others: Sequence[str] = ()
+    path: Path,
+    texts: Sequence[str],
+    *,
+    answers: Sequence[str] = (),
+    others: Sequence[str] = (),
+    optional: Sequence[str] = ("subject",),
 ) -> list[Row]:
-    """The objects of a JSON list.
+    """The rows of a file that holds at least one.
 
     Args:
         texts: columns that must hold a text; numbers are written out.
         answers: columns that may hold several: a text, or a list of at least one.
         others: columns that must be there.
+        optional: columns that hold a text where they are there; null counts as absent. Prompts may show the subject.
 
     Raises:
         DataError: naming the file, the row, and the column that is missing or holds no text.
     """
-    rows = read_list(path)
-    return [_read_row(row, f"{path}: row {number}", texts, answers, others) for number, row in enumerate(rows)]
-
-
-def read_list(path: Path) -> list[Any]:
-    """The entries of a JSON list that holds at least one.
-
-    Raises:
-        DataError: naming the file that is missing, no JSON, or no such list.
-    """
-    if not path.is_file():
-        raise DataError(f"{path}: there is no such file")
-    try:
-        rows = json.loads(path.read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise DataError(f"{path}: is not valid JSON: {error}") from error
-    if not isinstance(rows, list) or not rows:
+    found = rows.read_file(path)
+    if not found:
         raise DataError(f"{path}: must hold a list of at least one row")
-    return rows
+    return [
+        _read_row(row, f"{path}: row {number}", (texts, answers, others, optional)) for number, row in enumerate(found)
+    ]
 
 
-def _read_row(row: Any, where: str, texts: Sequence[str], answers: Sequence[str], others: Sequence[str]) -> Row:
-    missing = [key for key in (*texts, *answers, *others) if not isinstance(row, dict) or key not in row]
-    if missing:
+def _read_row(row: Row, where: str, columns: Sequence[Sequence[str]]) -> Row:
+    texts, answers, others, optional = columns
+    if missing := [key for key in (*texts, *answers, *others) if key not in row]:
         raise DataError(f"{where} lacks {', '.join(missing)}")
-    read = {key: as_text(row[key], where, key) for key in texts}
-    return {**row, **read, **{key: as_answers(row[key], where, key) for key in answers}}
+    _check_finite(row, where)
+    read = {key: value for key, value in row.items() if key not in optional or value is not None}
+    for key in texts:
+        read[key] = as_text(row[key], where, key)
+    for key in answers:
+        read[key] = as_answers(row[key], where, key)
+    for key in read.keys() & set(optional):
+        try:
+            read[key] = row_values.as_text(row[key])
+        except DataError as error:
+            raise DataError(f"{where}: {key} {error}") from error
+    return read
+
+
+def _check_finite(row: Row, where: str) -> None:
+    """What is measured is kept beside the row's own columns, and a file of measurements holds finite numbers only."""
+    for key, value in row.items():
+        for one in value if isinstance(value, list) else [value]:
+            if isinstance(one, float) and not math.isfinite(one):
+                raise DataError(f"{where}: {key}={one} is no number; fill it in, or make it null")
 
 
 def as_text(value: Any, where: str, key: str) -> str:
@@ -64,10 +76,9 @@ def as_text(value: Any, where: str, key: str) -> str:
     Raises:
         DataError: it is neither, or consists of blanks and periods, which no metric can be taken over.
     """
-    number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    text = str(value) if number else value
+    text = row_values.digits(value) if row_values.is_number(value) else value
     if not isinstance(text, str):
-        raise DataError(f"{where}: {key}={value!r} must be a text")
+        raise DataError(f"{where}: {key}={shown(value)} must be a text")
     if not text.strip(". \t\r\n"):
         raise DataError(f"{where}: {key}={value!r} is an empty text; fill it in, or remove the row")
     return text

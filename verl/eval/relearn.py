@@ -4,7 +4,6 @@ A plain loop in fp32: AdamW at a constant learning rate, no scheduler, no distri
 examples and m steps. Full training holds 16 bytes a parameter, so a model of 8B needs ``lora_rank`` on one 80 GB GPU.
 """
 
-import json
 import logging
 import random
 from collections.abc import Iterator
@@ -17,21 +16,26 @@ from tqdm.auto import tqdm
 
 from verl.utils.chat import encode_example
 from verl.utils.errors import ConfigError, DataError
+from verl.utils.path_types import PathText
 from verl.utils.provenance import file_sha256
+from verl.utils.rows import read_file
 
 from .derived import derived_folder
+from .reading import as_text
 
 logger = logging.getLogger(__name__)
 
 IGNORED = -100
 LORA_MODULES = "all-linear"
+COLUMNS = {"question": ("query", "question", "prompt", "instruction"), "answer": ("answer", "output")}
+"""The names under which a row may ask and answer; the first that is there counts."""
 
 
 @dataclass(frozen=True)
 class RelearnConfig:
     """Section ``relearn`` of the robustness configuration: the attacker's budget."""
 
-    file: str | None = None
+    file: PathText | None = None
     """JSON rows with "text", or with a question and an answer. None: passage.json of the target's folder. Rows of the
     probes themselves would measure learning, not relearning."""
     examples: int = 8
@@ -62,19 +66,31 @@ class RelearnConfig:
 
 
 def read_examples(path: str | Path, count: int, seed: int) -> list[dict[str, Any]]:
-    """``count`` rows of a JSON list, drawn without replacement.
+    """``count`` rows of a file, drawn without replacement.
 
     Raises:
-        DataError: the file is missing, holds no list, or holds fewer rows than asked for.
+        DataError: the file is missing or cannot be read, holds fewer rows than asked for, or a row without a text and
+            without a question and an answer.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: there is no such file; give relearn.file=FILE with rows about the target")
-    rows = json.loads(path.read_text(encoding="utf-8"))
-    if not isinstance(rows, list) or len(rows) < count:
-        have = len(rows) if isinstance(rows, list) else "no list of"
+    rows = read_file(path)
+    for number, row in enumerate(rows):
+        _example(row, f"{path}: row {number}")
+    if (have := len(rows)) < count:
         raise DataError(f"{path}: has {have} rows, relearn.examples={count} are wanted; lower it or give more rows")
     return random.Random(seed).sample(rows, count)
+
+
+def _example(row: dict[str, Any], where: str) -> dict[str, str]:
+    """Its ``text``, or its ``question`` and ``answer``."""
+    if "text" in row:
+        return {"text": as_text(row["text"], where, "text")}
+    columns = {name: next((key for key in keys if key in row), None) for name, keys in COLUMNS.items()}
+    if None in columns.values():
+        raise DataError(f"{where}: needs text, or a question and an answer; it has {', '.join(row)}")
+    return {name: as_text(row[key], where, key) for name, key in columns.items()}
 
 
 def encode_rows(tokenizer: Any, rows: list[dict[str, Any]], max_tokens: int) -> list[tuple[list[int], list[int]]]:
@@ -94,15 +110,12 @@ def encode_rows(tokenizer: Any, rows: list[dict[str, Any]], max_tokens: int) -> 
 
 
 def _encode_row(tokenizer: Any, row: dict[str, Any], max_tokens: int) -> tuple[list[int], list[int]]:
+    row = _example(row, "a relearning row")
     if "text" in row:
         bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]
         ids = (bos + tokenizer.encode(row["text"], add_special_tokens=False))[:max_tokens]
         return ids, list(ids)
-    question = next((row[key] for key in ("query", "question", "prompt", "instruction") if key in row), None)
-    answer = next((row[key] for key in ("answer", "output") if key in row), None)
-    if question is None or answer is None:
-        raise DataError(f"a relearning row needs text, or a question and an answer; it has {', '.join(row)}")
-    prompt_ids, response_ids = encode_example(tokenizer, question, answer)
+    prompt_ids, response_ids = encode_example(tokenizer, row["question"], row["answer"])
     ids = (prompt_ids + response_ids)[:max_tokens]
     return ids, ([IGNORED] * len(prompt_ids) + response_ids)[:max_tokens]
 
@@ -159,6 +172,7 @@ def write_relearned(model: str | Path, out: str | Path, file: str | Path, config
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
         from verl.utils.attention import plain_implementation
+        from verl.utils.hf_folder import copy_side_files, write_model
 
         tokenizer = AutoTokenizer.from_pretrained(model)
         implementation = plain_implementation(AutoConfig.from_pretrained(model))
@@ -170,8 +184,8 @@ def write_relearned(model: str | Path, out: str | Path, file: str | Path, config
         losses = train(trained, encode_rows(tokenizer, rows, config.max_tokens), config)
         logger.info("relearning: loss %.3f -> %.3f in %d steps", losses[0], losses[-1], len(losses))
         merged = trained.merge_and_unload() if config.lora_rank else trained
-        merged.to(stored_dtype).save_pretrained(folder)
-        tokenizer.save_pretrained(folder)
+        write_model(merged, merged.to(stored_dtype).state_dict(), folder)
+        copy_side_files(str(model), tokenizer, folder)
 
     recipe = {"relearn": {**asdict(config), "file": file_sha256(file)}}
     folder = derived_folder(model, out, recipe, build)

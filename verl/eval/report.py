@@ -15,7 +15,9 @@ from typing import Any
 from verl.utils.atomic import write_json, write_text
 from verl.utils.cli import TIMED, run_cli
 from verl.utils.logger.logger import read_metrics
+from verl.utils.path_types import PathText
 from verl.utils.provenance import git_revision
+from verl.utils.text import answer_list
 
 from . import plots
 from .config import EvalConfig
@@ -46,17 +48,17 @@ COLUMN_NAMES = {"fb": "fill in the blank", "qa": "question", "aa": "adversarial"
 class ReportConfig:
     """Three checkpoints of one architecture, the target that they are measured on, and where the report goes."""
 
-    base: str
+    base: PathText
     """Model before unlearning: a Hugging Face folder or hub id."""
-    rs: str
+    rs: PathText
     """Rejection Steering model, likewise."""
-    rebo: str
+    rebo: PathText
     """Folder of a ReBO run: its best checkpoint by validation is measured, and its metrics.jsonl is drawn."""
-    data: str
+    data: PathText
     """Folder of the target."""
-    out: str
+    out: PathText
     """Folder of the report."""
-    measured: str | None = None
+    measured: PathText | None = None
     """Folder for what is measured of each checkpoint; null: ``<out>/eval``."""
 
 
@@ -227,9 +229,9 @@ def _dialogue(number: int, part: str, answers: Mapping[str, Row]) -> list[str]:
         "",
         f"### {number}. {part}: {kind}{attack}",
         "",
-        *(f"> {line}" for line in probe["query"].splitlines()),
+        *(f"> {line}" for line in probe["query"].split("\n")),
         "",
-        f"Answer: **{probe['answer']}**",
+        f"Answer: **{' or '.join(answer_list(probe['answer']))}**",
         "",
         "| | response | |",
         "| --- | --- | --- |",

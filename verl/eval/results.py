@@ -36,6 +36,8 @@ import numpy as np
 from verl.utils.atomic import write_text
 from verl.utils.errors import DataError
 from verl.utils.provenance import file_sha256
+from verl.utils.row_files import read_json
+from verl.utils.rows import read_file
 
 FORMAT = 1
 Row = dict[str, Any]
@@ -198,10 +200,9 @@ def read_part(path: Path, expected: Mapping[str, Any] | None = None) -> tuple[di
     """Header and rows of a part file.
 
     Raises:
-        DataError: if the file was measured with another identity than ``expected``, naming what differs.
+        DataError: if it cannot be read, or was measured with another identity than ``expected``, naming what differs.
     """
-    with path.open(encoding="utf-8") as file:
-        header, *rows = (json.loads(line) for line in file)
+    header, *rows = read_file(path)
     if expected is not None and header["fingerprint"] != fingerprint(expected):
         raise DataError(
             f"{path}: was measured differently ({'; '.join(_differences(header['identity'], expected))}); "
@@ -231,7 +232,7 @@ def read_results(path: str | Path) -> dict[str, Any]:
     path = path / "results.json" if path.is_dir() else path
     if not path.is_file():
         raise DataError(f"{path}: there is no such file; run verl.eval.main first")
-    results = json.loads(path.read_text(encoding="utf-8"))
+    results = read_json(path)
     if not isinstance(results, dict) or results.get("format") != FORMAT:
         raise DataError(f"{path}: is no results.json of format {FORMAT}; run verl.eval.main again")
     return results

@@ -5,7 +5,6 @@ relearning on a few texts, under a system prompt that asks for the knowledge, an
 of RWKU's adversarial kinds. One table. Takes every key of the evaluator. Left out: attacks that search for prompts.
 """
 
-import json
 import logging
 import shutil
 import statistics
@@ -17,10 +16,14 @@ from string import Template
 from typing import Any, Literal
 
 from verl.utils.atomic import write_json, write_text
+from verl.utils.chat import check_system_prompt
 from verl.utils.cli import TIMED, run_cli
 from verl.utils.config import to_dict
 from verl.utils.errors import DataError
+from verl.utils.path_types import PathText
 from verl.utils.provenance import git_revision
+from verl.utils.row_files import read_json
+from verl.utils.tokenizer import get_tokenizer
 
 from . import render
 from .config import EvalConfig
@@ -48,7 +51,7 @@ class RobustnessConfig(EvalConfig):
 
     conditions: list[Condition] = field(default_factory=lambda: ["int8", "int4", "relearn", "system_prompt"])
     """What to measure besides the unattacked model."""
-    original: str | None = None
+    original: PathText | None = None
     """The model before unlearning; measured too, so that the table can say which share of its knowledge is left."""
     relearn: RelearnConfig = field(default_factory=RelearnConfig)
     """The relearning attacker's budget."""
@@ -97,7 +100,7 @@ def study(config: RobustnessConfig) -> Table:
     out, folder = Path(config.out), resolve_model(config.model)
     identity = {"model": model_identity(folder), "settings": _settings(config)}
     record = out / "robustness.json"
-    if record.is_file() and json.loads(record.read_text(encoding="utf-8"))["identity"] != identity:
+    if record.is_file() and read_json(record)["identity"] != identity:
         raise DataError(f"out={out}: holds a study of another model or with other settings; give another out= folder")
     if not (out / "DONE").is_file():
         write_json(record, {"identity": identity, "git_revision": git_revision()})
@@ -147,6 +150,9 @@ def _measure(config: RobustnessConfig, folder: Path, out: Path) -> None:
         read_examples(texts, config.relearn.examples, config.relearn.seed)
     plain = _eval_config(config, folder, out / PLAIN, None)
     inspect(plain, select_parts(plain))  # all that can be wrong is said before the first model is made
+    if systems:
+        tokenizer = get_tokenizer(str(folder), trust_remote_code=config.trust_remote_code)
+        check_system_prompt(tokenizer, systems["system_prompt"], "asking_prompt", config.chat_template_kwargs)
     models = {PLAIN: folder, "system_prompt": folder}
     if config.original:
         models[ORIGINAL] = resolve_model(config.original)

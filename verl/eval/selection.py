@@ -1,11 +1,10 @@
 """Which checkpoint validation chose, and which step a checkpoint is: recorded in results.json, shown in tables."""
 
-import json
 import re
 from pathlib import Path
 from typing import Any
 
-from verl.utils.checkpoint import CHECKPOINT_TRACKER
+from verl.utils.checkpoint import CHECKPOINT_TRACKER, find_latest_ckpt, read_tracker
 from verl.utils.errors import DataError
 
 STEP = re.compile(r"global_step_(\d+)")
@@ -22,7 +21,9 @@ def chosen_checkpoint(run: Path) -> Path:
         raise DataError(
             f"rebo={run}: has no {tracker.relative_to(run)}; give the folder of a run that saved a checkpoint"
         )
-    steps = json.loads(tracker.read_text(encoding="utf-8"))
+    steps = read_tracker(tracker.parent) or find_latest_ckpt(tracker.parent, quiet=True)[1]
+    if not steps:
+        raise DataError(f"rebo={run}: {tracker.relative_to(run)} is torn, and no checkpoint beside it is whole")
     step = steps.get("best_global_step", steps["last_global_step"])
     return tracker.parent / f"global_step_{step}" / "actor" / "huggingface"
 
@@ -41,7 +42,7 @@ def selection(model: str | Path) -> dict[str, Any] | None:
 
 
 def _from_tracker(step: int, tracker: Path) -> dict[str, Any]:
-    info = json.loads(tracker.read_text(encoding="utf-8")) if tracker.is_file() else {}
+    info = read_tracker(tracker.parent)
     score = info.get("best_val_reward_score")
     best = info.get("best_global_step") if score is not None else None
     return {"step": step, "best_step": best, "best_score": score, "chosen_on_validation": best == step}

@@ -228,18 +228,26 @@ def read_published(path: str | Path, *, names: Sequence[str] | None = None, corp
         corpus: keeps the rows of this corpus where the file has such a column.
 
     Raises:
-        DataError: the file is missing or lacks a method of ``names``.
+        DataError: the file is missing or cannot be read, or lacks a column or a method of ``names``.
     """
     path = Path(path)
     if not path.is_file():
         raise DataError(f"{path}: there is no such file; give published=[] to print no published rows")
     model = PAPERS.get(path.name, "an unknown model").format(corpus=(corpus or "").title())
-    with path.open(encoding="utf-8", newline="") as file:
-        rows = [row for row in csv.DictReader(file) if corpus is None or row.get("corpus", corpus) == corpus]
+    try:
+        with path.open(encoding="utf-8-sig", newline="") as file:  # spreadsheets put a mark in front
+            rows = [row for row in csv.DictReader(file) if corpus is None or row.get("corpus", corpus) == corpus]
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path}: cannot be read as CSV in UTF-8: {error}") from error
     weighted_by_probe = path.name.startswith("rwku_")
     lines = {}
-    for row in rows:
-        cells = {key: Cell(float(value)) for key, value in row.items() if key not in LABELS and value}
+    for number, row in enumerate(rows):
+        try:
+            cells = {key: Cell(float(value)) for key, value in row.items() if key not in LABELS and value}
+        except (TypeError, ValueError) as error:
+            raise DataError(f"{path}: row {number}: holds what is no number: {error}") from error
+        if missing := [key for key in ("method", "source") if not row.get(key)]:
+            raise DataError(f"{path}: row {number}: has no {' and no '.join(missing)}; it has {', '.join(row)}")
         if weighted_by_probe:
             cells = {f"{key}_probe" if key.endswith("_all") else key: cell for key, cell in cells.items()}
         lines[row["method"]] = Line(row["method"], "published", cells, citation=row["source"], model=model)

@@ -5,13 +5,15 @@ The old names that EasyR1 and the RULE release used are in RENAMES. What can onl
 """
 
 import logging
-import os
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
 from ..utils.errors import ConfigError
-from ..workers.config import WorkerConfig, positive
+from ..utils.path_types import PathText, Sources, TemplateText
+from ..utils.ray_address import LOCAL, ray_address
+from ..utils.rows import find_sources
+from ..workers.config import MOST_PROCESSES, MOST_REPLAYED, WorkerConfig, not_negative, positive, seed_problems
 
 logger = logging.getLogger(__name__)
 
@@ -34,17 +36,17 @@ RENAMES = {
 
 @dataclass(frozen=True)
 class DataConfig:
-    train_files: str | list[str] = ""
+    train_files: Sources | list[Sources] = ""
     """training rows: a JSON, JSONL or parquet file, a folder, a hub id, or several; ``data@split`` picks a split"""
-    val_files: str | list[str] = ""
-    """validation rows, likewise; empty: no validation"""
+    val_files: Sources | list[Sources] | None = ""
+    """validation rows, likewise; empty or null: no validation"""
     prompt_key: str = "prompt"
     """column of the prompt"""
     answer_key: str = "answer"
     """column of the ground truth; RULE's files call it ``solution``"""
     image_key: str = "images"
     """vision only: rows with this column are refused"""
-    image_dir: str | None = None
+    image_dir: PathText | None = None
     """vision only: must stay null"""
     video_key: str = "videos"
     """vision only: rows with this column are refused"""
@@ -64,7 +66,7 @@ class DataConfig:
     """PROMPTS drawn at a time under online filtering; null: rollout_batch_size"""
     val_batch_size: int = -1
     """PROMPTS of a validation batch; -1: all at once"""
-    format_prompt: str | None = None
+    format_prompt: TemplateText | None = None
     """jinja template around each prompt (``{{ content }}``): a path ending in .jinja, or the text itself"""
     extra_prompt: str | None = None
     """text in front of the training prompts: of all, or of worker.rollout.noise_rollout samples of each group. What the
@@ -75,7 +77,7 @@ class DataConfig:
     icl_type: Literal["forget", "retain", "train"] | None = None
     """examples in front of every ``qa`` row: knowmem/<icl_type>_qa_icl.json beside the training file; null: none. The
     RULE release chose them by the row's label, which gives the right reaction away"""
-    override_chat_template: str | None = None
+    override_chat_template: TemplateText | None = None
     """jinja chat template instead of the tokenizer's: a path ending in .jinja, or the text itself"""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """further arguments of the chat template, for example ``{enable_thinking: false}``; one that the template does not
@@ -92,13 +94,16 @@ class DataConfig:
     @property
     def icl_file(self) -> Path | None:
         """Where the examples of ``icl_type`` are."""
-        if not (self.icl_type and self.train_files):
+        sources = find_sources(self.train_files)
+        if not (self.icl_type and sources):
             return None
-        first = self.train_files if isinstance(self.train_files, str) else self.train_files[0]
-        return Path(first).parent / "knowmem" / f"{self.icl_type}_qa_icl.json"
+        first = sources[0].path
+        folder = first if first.is_dir() else first.parent
+        return folder / "knowmem" / f"{self.icl_type}_qa_icl.json"
 
     def problems(self) -> list[str]:
         found = positive(self, "max_prompt_length", "max_response_length", "rollout_batch_size")
+        found += seed_problems(self.seed)
         if self.extra_prompt and "{}" in self.extra_prompt:
             found.append(
                 f"extra_prompt={self.extra_prompt!r}: the RULE release put the target's name, read from "
@@ -136,8 +141,8 @@ class ReplayConfig:
 
     def problems(self) -> list[str]:
         found = positive(self, "capacity", "collect_steps")
-        if self.ratio < 0:
-            found.append(f"ratio={self.ratio}: must be 0 (off) or greater")
+        if not 0 <= self.ratio <= MOST_REPLAYED:
+            found.append(f"ratio={self.ratio}: must lie in [0, {MOST_REPLAYED}]; 0 is off, 1.0 is usual")
         if self.cap < 1:
             found.append(f"cap={self.cap}: must be at least 1; 2.0 is usual")
         return found
@@ -154,12 +159,14 @@ class AlgorithmConfig:
     norm_adv_by_std: bool = True
     """grpo: divide by the group's standard deviation; false with loss_avg_mode=constant is Dr. GRPO"""
     disable_kl: bool = False
-    """train without a reference model"""
+    """train without a reference model, and so without a KL, whatever use_kl_loss says"""
     use_kl_loss: bool = False
     """KL as a term of the loss instead of the reward"""
-    kl_penalty: Literal["kl", "abs", "mse", "low_var_kl", "full"] = "kl"
+    kl_penalty: Literal["kl", "abs", "mse", "low_var_kl", "full", "kl+", "low_var_kl+"] | None = None
     """estimator of the KL to the reference from the sampled tokens; ``full``: the exact KL over the vocabulary, which
-    holds the reference's logits beside the actor's"""
+    holds the reference's logits beside the actor's. ``kl+`` and ``low_var_kl+`` have the values of ``kl`` and
+    ``low_var_kl`` and, in a loss, the gradient of the KL: that of ``kl`` is 0 in the mean, that of ``low_var_kl`` right
+    near the reference only. null: ``low_var_kl+`` in the loss, ``kl`` in the reward"""
     kl_coef: float = 1e-3
     """weight of the KL"""
     kl_type: Literal["fixed", "adaptive"] = "fixed"
@@ -169,7 +176,8 @@ class AlgorithmConfig:
     kl_target: float = 0.1
     """KL that an adaptive coefficient aims at"""
     online_filtering: bool = False
-    """drop groups whose mean reward lies outside (filter_low, filter_high), and draw again until the batch is full"""
+    """drop groups whose rewards (their filter_key) are all equal, or have a mean outside (filter_low, filter_high), and
+    draw again until the batch is full"""
     filter_key: str = "overall"
     """part of the reward that is filtered on"""
     filter_low: float = 0.01
@@ -184,14 +192,21 @@ class AlgorithmConfig:
     """largest weight of a token; a sequence whose mean ratio leaves [1/cap, cap] is masked"""
     replay: ReplayConfig = field(default_factory=ReplayConfig)
 
+    @property
+    def kl_in_loss(self) -> bool:
+        return self.use_kl_loss and not self.disable_kl
+
+    @property
+    def kl_estimator(self) -> str:
+        """``kl_penalty``, or what stands for null."""
+        return self.kl_penalty or ("low_var_kl+" if self.kl_in_loss else "kl")
+
     def problems(self) -> list[str]:
         found = positive(self, "kl_horizon", "kl_target")
         if self.rollout_is_cap <= 1:
             found.append(f"rollout_is_cap={self.rollout_is_cap}: must be greater than 1; 2.0 is usual")
         if self.kl_coef < 0:
             found.append(f"kl_coef={self.kl_coef}: must be 0 or greater")
-        if self.disable_kl and self.use_kl_loss:
-            found.append("use_kl_loss=true: needs the reference that disable_kl=true leaves out; set one of them false")
         if not self.filter_low < self.filter_high:
             found.append(f"filter_low={self.filter_low}: must be below filter_high={self.filter_high}")
         if not self.norm_adv_by_std and self.adv_estimator != "grpo":
@@ -209,7 +224,7 @@ class TrainerConfig:
     """first part of the run's folder, and the loggers' project"""
     experiment_name: str = "demo"
     """second part of the run's folder"""
-    run_dir: str | None = None
+    run_dir: PathText | None = None
     """the run's folder; null: log/<project_name>/<experiment_name>"""
     logger: list[str] = field(default_factory=lambda: ["console", "wandb"])
     """console, file, tensorboard, wandb, mlflow, swanlab; ``file`` (metrics.jsonl) is always on"""
@@ -220,7 +235,7 @@ class TrainerConfig:
     max_try_make_batch: int = 20
     """draws of online filtering for one batch; -1: no limit"""
     critic_warmup: int = 0
-    """steps that train the critic only"""
+    """step from which on the actor is trained, too; the steps before it train the critic alone (EasyR1's meaning)"""
     val_freq: int = -1
     """steps between validations; -1: never"""
     val_before_train: bool = True
@@ -235,9 +250,9 @@ class TrainerConfig:
     """checkpoints kept besides the best; -1: all"""
     save_model_only: bool = False
     """write the Hugging Face folder without the training state (such a run cannot be resumed)"""
-    save_checkpoint_path: str | None = None
+    save_checkpoint_path: PathText | None = None
     """where checkpoints go; null: <run_dir>/checkpoints"""
-    load_checkpoint_path: str | None = None
+    load_checkpoint_path: PathText | None = None
     """checkpoint (a global_step_N folder) to go on from"""
     find_last_checkpoint: bool = True
     """go on from the last whole checkpoint in save_checkpoint_path"""
@@ -247,7 +262,7 @@ class TrainerConfig:
     """optimiser steps with a non-finite loss or gradient (each is skipped) that end the run"""
     tolerate_reward_errors: bool = False
     """score a batch 0 and go on when the reward function raises, instead of ending the run"""
-    ray_timeline: str | None = None
+    ray_timeline: PathText | None = None
     """file for Ray's timeline (chrome://tracing)"""
     dry_run: bool = False
     """print the resolved configuration, the step arithmetic and every problem, and stop before Ray starts"""
@@ -260,9 +275,9 @@ class TrainerConfig:
         return self.nnodes * self.n_gpus_per_node
 
     @property
-    def ray_address(self) -> str:
-        """The cluster that the run joins; ``local``: this machine alone, on which it starts Ray."""
-        return os.environ.get("RAY_ADDRESS") or ("auto" if self.nnodes > 1 else "local")
+    def is_local(self) -> bool:
+        """True where the run starts Ray on this machine, which is then all it has; else it joins a cluster."""
+        return ray_address(self.nnodes) == LOCAL
 
     @property
     def run_folder(self) -> Path:
@@ -274,6 +289,9 @@ class TrainerConfig:
 
     def problems(self) -> list[str]:
         found = positive(self, "total_epochs", "nnodes", "n_gpus_per_node")
+        found += not_negative(self, "critic_warmup", "val_generations_to_log", "max_nonfinite_steps")
+        if self.n_gpus_per_node > MOST_PROCESSES:
+            found.append(f"n_gpus_per_node={self.n_gpus_per_node}: each is a process; set at most {MOST_PROCESSES}")
         if self.max_steps is not None and self.max_steps < 1:
             found.append(f"max_steps={self.max_steps}: must be at least 1, or null")
         if self.max_try_make_batch == 0:
@@ -302,9 +320,10 @@ class PPOConfig:
     def reference_pass(self) -> str | None:
         """The workers' method that prepares a step's KL; None where there is none, or the update takes the exact KL."""
         algorithm = self.algorithm
-        if algorithm.disable_kl or (algorithm.kl_penalty == "full" and algorithm.use_kl_loss):
+        exact = algorithm.kl_estimator == "full"
+        if algorithm.disable_kl or (exact and algorithm.kl_in_loss):
             return None
-        return "compute_ref_kl" if algorithm.kl_penalty == "full" else "compute_ref_log_probs"
+        return "compute_ref_kl" if exact else "compute_ref_log_probs"
 
     @property
     def mini_batches(self) -> int:
@@ -330,7 +349,8 @@ class PPOConfig:
 
     def val_rollout(self, key: str) -> Any:
         """A sampling setting as validation sees it."""
-        return self.worker.rollout.val_override_config.get(key, getattr(self.worker.rollout, key))
+        own = getattr(self.worker.rollout.val_override_config, key)
+        return getattr(self.worker.rollout, key) if own is None else own
 
     def problems(self) -> list[str]:
         from .cross_checks import cross_problems
@@ -375,5 +395,9 @@ def _pop(raw: dict[str, Any], dotted: str) -> Any:
 def _put(raw: dict[str, Any], dotted: str, value: Any) -> None:
     *sections, key = dotted.split(".")
     for section in sections:
-        raw = raw.setdefault(section, {})
+        if raw.setdefault(section, {}) == "":  # nothing is in it
+            raw[section] = {}
+        raw = raw[section]
+        if not isinstance(raw, dict):  # which is a problem of its own
+            return
     raw.setdefault(key, value)

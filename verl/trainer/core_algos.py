@@ -299,13 +299,14 @@ def policy_loss(
 
     - default: max(-A r, -A clip(r, 1-low, 1+high)), and for A < 0 at most -A dual (PPO, arXiv 1707.06347; a higher
       upper bound, DAPO, arXiv 2503.14476; dual clip, arXiv 1912.09729);
-    - gspo, gspo_token: the same with the geometric mean of the sequence's ratios for r (arXiv 2507.18071);
+    - gspo, gspo_token: the same without dual, and with the geometric mean of the sequence's ratios for r (arXiv
+      2507.18071);
     - cispo: -A sg(clip(r, 1-low, 1+high)) log p (arXiv 2506.13585, whose clip has no lower bound: low = 1);
     - sapo: -A (4/tau) sigmoid(tau (r - 1)), tau by the sign of A (arXiv 2511.20347).
 
     `weights_BT` multiplies each token's loss (`rollout_weights`) and carries no gradient. Metrics: ppo_kl (mean of old
-    minus new log-probability), ratio_mean, and for losses that clip pg_clipfrac_low, _high and (PPO, GSPO) _dual, the
-    share of tokens whose gradient that bound took away.
+    minus new log-probability), ratio_mean, and for losses that clip pg_clipfrac_low, _high and (PPO) _dual, the share
+    of tokens whose gradient that bound took away.
     """
     mask_BT = mask_BT != 0
     log_probs_BT = log_probs_BT.float()
@@ -315,7 +316,8 @@ def policy_loss(
     metrics_BT = {"ppo_kl": -log_ratio_BT, "ratio_mean": ratio_BT}
     bounds = (1.0 - clip_ratio_low, 1.0 + clip_ratio_high)
     if loss_type in ("default", "gspo", "gspo_token"):
-        losses_BT, clipped = _clipped_surrogate(ratio_BT, advantages_BT, bounds, clip_ratio_dual)
+        dual = clip_ratio_dual if loss_type == "default" else None
+        losses_BT, clipped = _clipped_surrogate(ratio_BT, advantages_BT, bounds, dual)
         metrics_BT |= clipped
     elif loss_type == "cispo":
         losses_BT = -advantages_BT * ratio_BT.clamp(*bounds).detach() * log_probs_BT
@@ -332,17 +334,19 @@ def policy_loss(
 
 
 def _clipped_surrogate(
-    ratio_BT: torch.Tensor, advantages_BT: torch.Tensor, bounds: tuple[float, float], dual: float
+    ratio_BT: torch.Tensor, advantages_BT: torch.Tensor, bounds: tuple[float, float], dual: float | None
 ) -> tuple[torch.Tensor, dict[str, torch.Tensor]]:
-    """PPO's loss of each token, and where each of its three bounds acts (low and dual: A < 0, high: A > 0)."""
+    """PPO's loss of each token, and where each of its bounds acts (low and dual, if any: A < 0, high: A > 0)."""
     negative_BT = advantages_BT < 0
     losses_BT = torch.maximum(-advantages_BT * ratio_BT, -advantages_BT * ratio_BT.clamp(*bounds))
-    losses_BT = torch.where(negative_BT, losses_BT.minimum(-advantages_BT * dual), losses_BT)
-    return losses_BT, {
+    clipped = {
         "pg_clipfrac_low": (ratio_BT < bounds[0]) & negative_BT,
         "pg_clipfrac_high": (ratio_BT > bounds[1]) & (advantages_BT > 0),
-        "pg_clipfrac_dual": (ratio_BT > dual) & negative_BT,
     }
+    if dual is not None:
+        losses_BT = torch.where(negative_BT, losses_BT.minimum(-advantages_BT * dual), losses_BT)
+        clipped["pg_clipfrac_dual"] = (ratio_BT > dual) & negative_BT
+    return losses_BT, clipped
 
 
 def _token_mean(values_BT: torch.Tensor, mask_BT: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

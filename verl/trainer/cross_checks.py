@@ -5,10 +5,13 @@ Needs no file; what does is in ``verl.trainer.preflight``.
 
 from typing import TYPE_CHECKING
 
-from ..workers.config import ADAPTER_RANKS, LoraConfig
+from ..workers.config import ADAPTER_RANKS, MOST_REPLAYED, LoraConfig
 
 if TYPE_CHECKING:
     from .config import PPOConfig
+
+
+EXAMPLES = 10_000
 
 
 def cross_problems(config: "PPOConfig") -> list[str]:
@@ -54,12 +57,12 @@ def _sharing_problems(config: "PPOConfig") -> list[str]:
 
 def _replay_problems(config: "PPOConfig") -> list[str]:
     ratio, prompts = config.algorithm.replay.ratio, config.data.rollout_batch_size
-    groups = round(ratio * prompts)
-    if not ratio:
+    mini, world = config.worker.actor.global_batch_size, config.data_parallel_size
+    if not 0 < ratio <= MOST_REPLAYED or min(prompts, mini, world) < 1:
         return []
+    groups = round(ratio * prompts)
     if config.use_critic or config.algorithm.adv_estimator == "remax":
         return [f"algorithm.replay.ratio={ratio}: {config.algorithm.adv_estimator} cannot replay stored advantages"]
-    mini, world = config.worker.actor.global_batch_size, config.data_parallel_size
     even = prompts % mini == 0 and groups % (prompts // mini) == 0
     if groups and even and groups // (prompts // mini) * config.worker.rollout.n % world == 0:
         return []
@@ -136,12 +139,12 @@ def _adapter_problems(lora: LoraConfig) -> list[str]:
 
 
 def _largest_divisor(number: int, at_most: int) -> int:
-    return next((d for d in range(min(at_most, number), 0, -1) if number % d == 0), 1)
+    """Of those up to EXAMPLES, which is enough for an example."""
+    return next((d for d in range(min(at_most, number, EXAMPLES), 0, -1) if number % d == 0), 1)
 
 
 def _batch_that_divides(prompts: int, n: int, ranks: int) -> str:
-    """A mini-batch that divides the prompts and, times n, the ranks, in words."""
-    fitting = [d for d in range(1, prompts + 1) if prompts % d == 0 and d * n % ranks == 0]
-    if fitting:
-        return f"for example {fitting[-1]}"
+    """A mini-batch that divides the prompts and, times n, the ranks, in words: all prompts, if any does."""
+    if prompts * n % ranks == 0:
+        return f"for example {prompts}"
     return f"none does with data.rollout_batch_size={prompts}; for example make it {ranks * max(1, prompts // ranks)}"

@@ -5,17 +5,18 @@ written down in docs/architecture.md. Left out: the batch itself, NCCL's and CUD
 One model's share is ``model_memory``'s, time is ``step_time``'s.
 """
 
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..utils.environment import whole_variable
 from ..utils.flops import ModelShape
 from ..utils.log_probs import ELEMENTS
 from ..utils.memory import GIB
+from ..utils.model_config import read_decoder_settings
 from ..utils.optim import CHUNK
+from ..utils.row_values import as_prompt, transcript
 from .model_memory import (
     Role,
     bytes_of,
@@ -225,7 +226,7 @@ class _Estimator:
         return actor.shape.parameters * bytes_of(rollout.dtype)
 
     def _kv_cache(self) -> int:
-        return int(os.environ.get("VLLM_CPU_KVCACHE_SPACE", "1")) * GIB
+        return whole_variable("VLLM_CPU_KVCACHE_SPACE", 1) * GIB
 
     def _load(self) -> Parts:
         """Roles are built one after the other, then the engine."""
@@ -347,13 +348,13 @@ def describe(config: "PPOConfig", rows: list[Mapping[str, Any]]) -> list[str]:
     models = {role: worker.model_of(role) for role in ("actor", "ref", "critic")}
     try:
         shapes = {role: _shape(model.model_path, model.override_config) for role, model in models.items()}
-        lengths = [len(str(row[config.data.prompt_key])) for row in rows]
+        lengths = [len(transcript(as_prompt(row[config.data.prompt_key]))) for row in rows]
         # Chat markup, about; a template of one's own is not looked at.
         prompt = 8 + sum(lengths) // max(1, len(lengths)) // CHARACTERS_PER_TOKEN
         wanted = config.trainer.dry_run_gpu
         hardware = Hardware.named(wanted) if wanted else Hardware.here(worker.actor.fsdp.mp_param_dtype)
         lines = estimate(config, shapes, hardware, prompt).lines()
-        if not wanted and config.trainer.ray_address != "local":
+        if not wanted and not config.trainer.is_local:
             lines.append("hardware               this machine's: the cluster's is not known; see trainer.dry_run_gpu")
         return lines
     except (ValueError, OSError) as error:
@@ -361,7 +362,7 @@ def describe(config: "PPOConfig", rows: list[Mapping[str, Any]]) -> list[str]:
 
 
 def _shape(path: str, override: Mapping[str, Any]) -> ModelShape:
-    file = Path(path).expanduser() / "config.json"
+    file = Path(path) / "config.json"
     if not file.is_file():
         from huggingface_hub import try_to_load_from_cache
 
@@ -369,4 +370,4 @@ def _shape(path: str, override: Mapping[str, Any]) -> ModelShape:
         if not isinstance(cached, str):
             raise ValueError(f"{path} is not on this machine yet")
         file = Path(cached)
-    return ModelShape.of(json.loads(file.read_text(encoding="utf-8")) | dict(override))
+    return ModelShape.of(read_decoder_settings(file, override))

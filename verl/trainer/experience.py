@@ -15,6 +15,7 @@ import torch
 
 from ..protocol import DataProto, object_array, pad_dataproto_to_divisor
 from ..single_controller import WorkerGroup
+from ..utils.chat import written_end
 from ..utils.dataset import RLHFDataset
 from ..utils.errors import DataError
 from ..workers.reward.function import RewardError
@@ -97,7 +98,8 @@ class ExperienceMaker:
             if attempt == config.trainer.max_try_make_batch:
                 raise TrainingError(
                     f"step {step}: after {attempt} draws online filtering has kept {sum(map(len, kept))} of "
-                    f"{wanted} samples; widen algorithm.filter_low/filter_high, or raise trainer.max_try_make_batch"
+                    f"{wanted} samples; widen algorithm.filter_low/filter_high, or raise trainer.max_try_make_batch "
+                    "(groups whose rewards are all equal are never kept)"
                 )
         rewards = columns["reward"]
         metrics |= reward_metrics(rewards, columns["split"]) | group_metrics(rewards, columns["uid"])
@@ -225,10 +227,16 @@ class ExperienceMaker:
         skip = self.config.worker.reward.skip_special_tokens
         lengths = samples.batch["response_mask"].sum(dim=1).tolist()
         ids = [row[:length] for row, length in zip(samples.batch["responses"].tolist(), lengths, strict=True)]
+        if skip:  # some vocabularies do not call the end of a turn special
+            end = written_end(self.tokenizer, self.config.data.chat_template_kwargs)[-1:]
+            ids = [row[:-1] if row[-1:] == end else row for row in ids]
         return self.tokenizer.batch_decode(ids, skip_special_tokens=skip)
 
     def _informative(self, samples: DataProto) -> DataProto:
-        """The groups whose mean reward lies strictly inside the filter's bounds."""
+        """The groups whose rewards differ and have a mean strictly inside the filter's bounds.
+
+        A group of one sample has nothing to differ from.
+        """
         algorithm, groups = self.config.algorithm, {}
         for row, uid in enumerate(samples.non_tensor_batch["uid"]):
             groups.setdefault(uid, []).append(row)
@@ -240,8 +248,9 @@ class ExperienceMaker:
             )
         rows = []
         for members in groups.values():
-            mean = sum(rewards[row][algorithm.filter_key] for row in members) / len(members)
-            if algorithm.filter_low < mean < algorithm.filter_high:
+            values = [rewards[row][algorithm.filter_key] for row in members]
+            differ = len(values) == 1 or len(set(values)) > 1
+            if differ and algorithm.filter_low < sum(values) / len(values) < algorithm.filter_high:
                 rows += members
         return samples[rows]
 

@@ -9,7 +9,7 @@ from typing import Literal
 import torch
 from torch.utils.checkpoint import checkpoint
 
-KLPenalty = Literal["kl", "abs", "mse", "low_var_kl", "full"]
+KLPenalty = Literal["kl", "abs", "mse", "low_var_kl", "full", "kl+", "low_var_kl+"]
 
 MAX_LOG_RATIO = 20.0  # exp(20) is 5e8: far outside any clip range, far inside float32
 
@@ -20,7 +20,14 @@ def compute_kl(log_probs: torch.Tensor, ref_log_probs: torch.Tensor, kl_penalty:
     kl: log p - log q, unbiased, may be negative. abs: its absolute value. mse: half its square. low_var_kl:
     q/p - 1 - log(q/p), never negative (joschu.net/blog/kl-approx.html), clamped to 10 as in EasyR1. full: the exact
     KL; inputs are then log-probabilities of the whole vocabulary (..., V) and the result is (...).
+
+    In a loss, mse's gradient, (log p - log q) times that of log p, is the KL's in expectation. kl's is that of log p
+    alone, whose expectation is 0, and low_var_kl's is that of KL(reference || policy). kl+ and low_var_kl+ have the
+    value of the estimate before the plus, and mse's gradient.
     """
+    if kl_penalty in ("kl+", "low_var_kl+"):
+        gradient = compute_kl(log_probs, ref_log_probs, "mse")
+        return compute_kl(log_probs, ref_log_probs, kl_penalty[:-1]).detach() + (gradient - gradient.detach())
     log_ratio = log_probs.float() - ref_log_probs.float()
     if kl_penalty == "kl":
         return log_ratio

@@ -10,12 +10,17 @@ import sys
 from typing import Any
 
 from ..utils.config import load, to_yaml
-from ..utils.dataset import read_rows
+from ..utils.environment import set_defaults
 from ..utils.errors import ConfigError, DataError
+from ..utils.orphans import watch
+from ..utils.ray_address import LOCAL, QUICKLY, reachable, unreachable
+from ..utils.row_values import read_shots
+from ..utils.rows import read_rows
 from .config import PPOConfig, migrate
 from .estimate import describe
 from .inert import inert_settings
 from .preflight import make_plan
+from .resuming import changed_settings, check_steps_left
 
 logger = logging.getLogger(__name__)
 
@@ -29,10 +34,14 @@ def main(argv: list[str] | None = None) -> int:
         config = load(PPOConfig, sys.argv[1:] if argv is None else argv, migrate)
         for warning in inert_settings(config):
             logger.warning("%s", warning)
+        for change in changed_settings(config):
+            logger.info("%s", change)
         if config.trainer.dry_run:
             rows = read_rows(config.data.train_files)
             val_rows = read_rows(config.data.val_files) if config.data.val_files else []
-            lines = [*make_plan(config, rows, val_rows).lines(), *describe(config, rows)]
+            plan = make_plan(config, rows, val_rows)
+            check_steps_left(config, plan.total_steps)
+            lines = [*plan.lines(), *describe(config, rows)]
             sys.stdout.write(to_yaml(config) + "\n" + "\n".join(lines) + "\n")
             return 0
         return run(config)
@@ -43,30 +52,35 @@ def main(argv: list[str] | None = None) -> int:
 
 def run(config: PPOConfig) -> int:
     """Train; Ray and every process it started are gone when this returns or raises."""
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")
-    os.environ.setdefault("RAY_worker_niceness", "0")  # Ray would make the ranks give way to every other process
+    set_defaults(RAY_USAGE_STATS_ENABLED="0", TOKENIZERS_PARALLELISM="false", TORCH_CPP_LOG_LEVEL="ERROR")
+    set_defaults(RAY_worker_niceness="0")  # Ray would make the ranks give way to every other process
+    address = reachable(config.trainer.nnodes)
+    if address != LOCAL:
+        os.environ.update(QUICKLY | os.environ)
+    watch()
     import ray
 
     from ..single_controller.worker_group import WorkerError
+    from ..utils.model import check_token_ids
     from ..utils.tokenizer import get_tokenizer
     from .experience import TrainingError
     from .ray_trainer import RayPPOTrainer
 
     data, model = config.data, config.worker.actor.model
     tokenizer = get_tokenizer(model.tokenizer, data.override_chat_template, model.trust_remote_code)
-    check_overrides(config)
+    check_models(config)
     train, noisy, val = read_datasets(config, tokenizer)
+    check_token_ids(model, tokenizer, (ids for rows in (train, noisy, val) if rows for ids in rows.token_ids))
     plan = make_plan(config, train.used_rows, val.used_rows if val else [])
     if plan.steps_per_epoch == 0:
         raise ConfigError(
             f"data.rollout_batch_size={data.rollout_batch_size}: only {len(train)} prompts are short enough; "
             f"set at most {len(train)}, or raise data.max_prompt_length={data.max_prompt_length}"
         )
+    check_steps_left(config, plan.total_steps)
     for line in plan.lines():
         logger.info("%s", line)
-    start_ray(config)
+    start_ray(config, address)
     trainer = RayPPOTrainer(config, tokenizer, train, val, plan.total_steps, noisy)
     try:
         trainer.start()
@@ -85,59 +99,73 @@ def run(config: PPOConfig) -> int:
         ray.shutdown()
 
 
-def check_overrides(config: PPOConfig) -> None:
-    """Raise ConfigError for an ``override_config`` that the model would ignore."""
-    for role in ("actor", "critic") if config.use_critic else ("actor",):
-        model = config.worker.model_of(role)
-        if model.override_config:
-            from ..utils.model import load_config  # takes a second
+def check_models(config: PPOConfig) -> None:
+    """Raise ConfigError or DataError for models that the ranks could not build, adapt or load."""
+    from ..utils.loading import check_weights
+    from ..utils.model import check_model  # takes a second
 
-            load_config(model)
+    worker, adapters = config.worker, config.worker.rollout.lora_weights == "adapter"
+    check_model(worker.model_of("actor"), engine_adapters=adapters)
+    if config.use_critic:
+        check_model(worker.model_of("critic"), value_head=True)
+    # The machines of a cluster have what this one may lack.
+    here = config.trainer.is_local
+    for path in sorted({str(worker.model_of(role).model_path) for role in ("actor", "ref", "critic")}):
+        check_weights(path, must_be_here=here)
 
 
 def read_datasets(config: PPOConfig, tokenizer: Any) -> tuple[Any, Any, Any]:
     """Training prompts; their twins with ``data.extra_prompt`` in front, or None; validation prompts, or None."""
-    from ..utils.chat import check_template_kwargs
-    from ..utils.dataset import RLHFDataset, read_rows, with_extra_prompt
+    from ..utils.chat import check_template_kwargs, turn_end
+    from ..utils.dataset import RLHFDataset, with_extra_prompt
 
-    data, noisy = config.data, None
+    data = config.data
     check_template_kwargs(tokenizer, data.chat_template_kwargs, "data.chat_template_kwargs")
+    turn_end(tokenizer, data.chat_template_kwargs)  # a tokenizer that has no end is said now
     options: dict[str, Any] = {
         "prompt_key": data.prompt_key,
         "answer_key": data.answer_key,
         "max_prompt_length": data.max_prompt_length,
         "format_prompt": data.format_prompt,
         "mode": data.mode,
-        "shots": read_rows(str(data.icl_file)) if data.icl_file else [],
+        "shots": read_shots(data.icl_file) if data.icl_file else [],
         "chat_template_kwargs": data.chat_template_kwargs,
         "filter_overlong_prompts": data.filter_overlong_prompts,
         "filter_overlong_prompts_workers": data.filter_overlong_prompts_workers,
     }
     val = RLHFDataset(data.val_files, tokenizer, **options) if data.val_files else None
     extra = with_extra_prompt(data.extra_prompt, data.format_prompt) if data.extra_prompt else data.format_prompt
-    if config.worker.rollout.noise_rollout:
-        # Twins are found by row number, so none of them may be left out.
-        whole = options | {"format_prompt": extra, "filter_overlong_prompts": False}
-        noisy = RLHFDataset(data.train_files, tokenizer, **whole)
-    else:
-        options["format_prompt"] = extra
-    return RLHFDataset(data.train_files, tokenizer, **options), noisy, val
+    if not config.worker.rollout.noise_rollout:
+        return RLHFDataset(data.train_files, tokenizer, **options | {"format_prompt": extra}), None, val
+    train = RLHFDataset(data.train_files, tokenizer, **options)
+    noisy = RLHFDataset(data.train_files, tokenizer, **options | {"format_prompt": extra}, twin_of=train)
+    return train, noisy, val
 
 
-def start_ray(config: PPOConfig) -> None:
-    """Connect to the cluster of several machines, or start Ray here; SIGINT and SIGTERM then end the run."""
+def start_ray(config: PPOConfig, address: str) -> None:
+    """Join the cluster of several machines, or start Ray here; SIGINT and SIGTERM then end the run.
+
+    Raises:
+        ConfigError: what answers at the address is no cluster, or this machine is none of its machines.
+    """
     import ray
     import torch
 
-    options: dict[str, Any] = {"address": config.trainer.ray_address, "logging_level": logging.ERROR}
-    if config.trainer.ray_address == "local":
+    options: dict[str, Any] = {"address": address, "logging_level": logging.ERROR}
+    if address == LOCAL:
         # Logical CPUs: one a rank and for the reward process, however few cores there are.
         wanted = config.trainer.world_size + config.worker.reward.num_cpus
         options |= {"num_cpus": max(wanted, os.cpu_count() or 1), "include_dashboard": False}
         options["num_gpus"] = torch.cuda.device_count()  # Ray counts those that a CPU build of torch cannot use, too
         if not options["num_gpus"]:
             options["object_store_memory"] = CPU_OBJECT_STORE_BYTES
-    ray.init(**options)
+    try:
+        ray.init(**options)
+    except (ConnectionError, RuntimeError, ValueError) as error:
+        if address == LOCAL:
+            raise
+        reason = f"Ray cannot join what is at {address} ({error})"
+        raise ConfigError(unreachable(config.trainer.nnodes, reason)) from error
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _interrupt)
 

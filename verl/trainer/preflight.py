@@ -4,35 +4,58 @@ Reads the data and the reward file, but loads no model, no tokenizer and no Ray.
 """
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-from ..utils.checkpoint import find_latest_ckpt, is_whole
-from ..utils.dataset import Row, read_rows, row_problems, split_of
+import jinja2
+from jinja2 import meta
+
+from ..utils.environment import whole_variable
 from ..utils.errors import ConfigError, DataError
+from ..utils.flops import is_size
 from ..utils.logger import available
+from ..utils.model_config import read_decoder_settings
+from ..utils.path_types import folder_problem
+from ..utils.ray_address import address_problems
+from ..utils.row_files import Row
+from ..utils.row_values import read_shots, row_problems, split_of
+from ..utils.rows import read_rows
+from ..utils.tokenizer import read_template
 from ..utils.ulysses import head_problem
-from ..workers.reward.function import load_reward_function
+from ..workers.reward.function import ground_truth_check, load_reward_function
+from .resuming import resume_problems
 
 if TYPE_CHECKING:
-    from .config import PPOConfig, TrainerConfig
+    from .config import PPOConfig
+
+SIZES = ("num_attention_heads", "num_key_value_heads", "num_hidden_layers", "max_position_embeddings")
+"""entries of a config.json that are judged here"""
+
+
+NOT_RELOADED = {"gpt_oss"}
+"""Models whose weights vLLM (0.26 to 0.32) writes past its own reloading: experts and sinks would stay as they were"""
 
 
 def file_problems(config: "PPOConfig") -> list[str]:
     """Problems of the files that a configuration names: data, templates, models, a checkpoint, the reward function."""
-    found = [*_data_problems(config), *_model_problems(config), *_template_problems(config), *_resume_problems(config)]
+    reward, wrong = None, []
     try:
-        load_reward_function(config.worker.reward)
+        reward, _ = load_reward_function(config.worker.reward)
+        whole_variable("VLLM_CPU_KVCACHE_SPACE", 1)
     except ConfigError as error:
-        found += str(error).splitlines()
+        wrong = str(error).splitlines()
+    found = [*_data_problems(config, reward and ground_truth_check(reward)), *_model_problems(config)]
+    found += [*_template_problems(config), *_folder_problems(config), *wrong]
+    found += resume_problems(config, readable=not found) + address_problems(config.trainer.nnodes)
     for name in config.trainer.logger:
         if reason := available(name):
             found.append(f"trainer.logger: {name}: {reason}")
     return found
 
 
-def _data_problems(config: "PPOConfig") -> list[str]:
+def _data_problems(config: "PPOConfig", truth_problem: Callable[[Any], str | None] | None) -> list[str]:
     data, found = config.data, []
     for key, sources in (("train_files", data.train_files), ("val_files", data.val_files)):
         if not sources:
@@ -42,7 +65,8 @@ def _data_problems(config: "PPOConfig") -> list[str]:
         except DataError as error:
             found.append(f"data.{key}: {error}")
             continue
-        found += row_problems(rows, data.prompt_key, data.answer_key, f"data.{key}={sources}", data.mode)
+        problems = row_problems(rows, data.prompt_key, data.answer_key, str(sources), data.mode, truth_problem)
+        found += [f"data.{key}: {problem}" for problem in problems]
         if key == "train_files" and len(rows) < data.rollout_batch_size:
             found.append(
                 f"data.rollout_batch_size={data.rollout_batch_size}: there are only {len(rows)} training rows; "
@@ -58,14 +82,10 @@ def _icl_problems(config: "PPOConfig") -> list[str]:
     if not path.is_file():
         return [f"data.icl_type={data.icl_type}: there is no {path}; give it, or set data.icl_type=null"]
     try:
-        rows = read_rows(str(path))
+        read_shots(path)
     except DataError as error:
         return [f"data.icl_type={data.icl_type}: {error}"]
-    return [
-        f"{path}, row {number}: must have the texts question and answer; it has {', '.join(row)}"
-        for number, row in enumerate(rows)
-        if not all(isinstance(row.get(key), str) for key in ("question", "answer"))
-    ]
+    return []
 
 
 def _model_problems(config: "PPOConfig") -> list[str]:
@@ -77,58 +97,88 @@ def _model_problems(config: "PPOConfig") -> list[str]:
             found.append(f"worker.{role}.model.model_path={path}: there is no such folder, and it is no hub id")
         elif path is not None and Path(path).is_dir() and not (Path(path) / "config.json").is_file():
             found.append(f"worker.{role}.model.model_path={path}: has no config.json; give a Hugging Face folder")
-    path = Path(config.worker.actor.model.model_path or "") / "config.json"
-    settings = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-    settings |= config.worker.actor.model.override_config
+    overrides = config.worker.actor.model.override_config
+    if wrong := _wrong_sizes(overrides):
+        return found + wrong
+    file = Path(config.worker.actor.model.model_path or "") / "config.json"
+    if not file.is_file():
+        return found
+    try:
+        settings = read_decoder_settings(file, overrides)
+    except ConfigError as error:
+        return [*found, str(error)]
     if problem := head_problem(config.worker.actor.ulysses_size, settings):
         found.append(problem)
-    if settings and config.worker.actor.padding_free:
+    if settings.get("model_type") in NOT_RELOADED:
+        found.append(
+            f"worker.actor.model.model_path={file.parent}: vLLM cannot replace all weights of {settings['model_type']} "
+            "while it runs, so there are no rollouts of what is trained; train it by RS alone"
+        )
+    if config.worker.actor.padding_free:
         from ..utils.packable import packing_problem  # takes a second
 
-        found += filter(None, [packing_problem(settings)])
+        whole = json.loads(file.read_text(encoding="utf-8")) | overrides
+        found += filter(None, [packing_problem(whole)] if whole else [])
     return found + _length_problems(config, settings)
+
+
+def _wrong_sizes(overrides: dict) -> list[str]:
+    return [
+        f"worker.actor.model.override_config.{key}={overrides[key]!r}: must be a whole number above 0"
+        for key in SIZES
+        if overrides.get(key) is not None and not is_size(overrides[key])
+    ]
 
 
 def _length_problems(config: "PPOConfig", settings: dict) -> list[str]:
     """Sequences longer than the model's positions, where its config.json is here and says how many it has."""
     data, limit = config.data, settings.get("max_position_embeddings")
     need = data.max_prompt_length + data.max_response_length
-    if limit is None or need <= limit:
+    if not is_size(limit) or need <= limit:
         return []
+    room = limit - data.max_prompt_length
     return [
         f"data.max_response_length={data.max_response_length}: with data.max_prompt_length={data.max_prompt_length} it "
-        f"needs {need} positions, the model has {limit}; set at most {max(1, limit - data.max_prompt_length)}"
+        f"needs {need} positions, the model has {limit}; "
+        + (f"set at most {room}" if room > 0 else f"set data.max_prompt_length below {limit}")
     ]
 
 
 def _template_problems(config: "PPOConfig") -> list[str]:
-    return [
+    missing = [
         f"data.{key}={value}: there is no such file; give a path ending in .jinja, or the template itself"
         for key in ("format_prompt", "override_chat_template")
         if (value := getattr(config.data, key)) and value.endswith(".jinja") and not Path(value).is_file()
     ]
+    return missing or _format_problems(config.data.format_prompt)
 
 
-def resume_folder(trainer: "TrainerConfig") -> Path | None:
-    """The checkpoint that a run goes on from: the one it names, or the last whole one of its own."""
-    folder = trainer.load_checkpoint_path
-    if folder is None and trainer.find_last_checkpoint:
-        folder, _ = find_latest_ckpt(trainer.checkpoint_folder)
-    return None if folder is None else Path(folder)
-
-
-def _resume_problems(config: "PPOConfig") -> list[str]:
-    named, folder = config.trainer.load_checkpoint_path, resume_folder(config.trainer)
-    key = f"trainer.load_checkpoint_path={named}" if named else "trainer.find_last_checkpoint=true"
-    if named and (reason := is_whole(named)):
-        return [f"{key}: {reason}; give a whole global_step_N folder"]
-    if folder is None or (folder / "actor" / "dcp").is_dir():
+def _format_problems(template: str | None) -> list[str]:
+    """A ``format_prompt`` that cannot be read, or that would make every prompt the same."""
+    if not template:
         return []
-    fix = "null" if named else "false, or another trainer.run_dir"
-    return [
-        f"{key}: {folder} has no training state (trainer.save_model_only=true), so no run can go on from it; set "
-        f"{fix}. Its weights are in {folder / 'actor' / 'huggingface'}, for worker.actor.model.model_path"
-    ]
+    environment = jinja2.Environment()
+    try:
+        text = read_template(template)
+        names = meta.find_undeclared_variables(environment.parse(text)) - environment.globals.keys()
+        environment.from_string(text).render(content="a prompt")
+    except (jinja2.TemplateError, UnicodeDecodeError, OSError) as error:
+        return [f"data.format_prompt={template}: cannot be used as a jinja template: {error}"]
+    if names != {"content"}:
+        held = ", ".join(sorted(names)) or "nothing"
+        return [f"data.format_prompt={template}: shows {held}; write {{{{ content }}}} where the prompt belongs"]
+    return []
+
+
+def _folder_problems(config: "PPOConfig") -> list[str]:
+    trainer = config.trainer
+    named = {"run_dir": trainer.run_folder}
+    if trainer.save_checkpoint_path:
+        named["save_checkpoint_path"] = trainer.checkpoint_folder
+    if trainer.ray_timeline:
+        named["ray_timeline"] = Path(trainer.ray_timeline).parent
+    reasons = {key: folder_problem(folder) for key, folder in named.items()}
+    return [f"trainer.{key}={named[key]}: {reason}" for key, reason in reasons.items() if reason]
 
 
 @dataclass(frozen=True)

@@ -4,7 +4,6 @@ A step: collect scored samples (``experience``), take log-probabilities, turn re
 update. What a checkpoint holds on the ranks is ``verl.workers.checkpointing``'s.
 """
 
-import json
 import logging
 from dataclasses import asdict
 from pathlib import Path
@@ -19,23 +18,22 @@ from ..protocol import DataProto
 from ..single_controller import WorkerGroup, cluster_has_gpus
 from ..utils import checkpoint
 from ..utils.atomic import write_json, write_text
+from ..utils.chat import stop_token_ids
 from ..utils.config import to_dict, to_yaml
 from ..utils.dataset import RLHFDataset
 from ..utils.logger import Tracker, log_generations
 from ..utils.provenance import git_revision
 from ..utils.seqlen_balancing import balance_dataproto
-from ..workers.fsdp_workers import FSDPWorker, eos_token_ids
+from ..workers.fsdp_workers import FSDPWorker
 from . import core_algos
 from .config import PPOConfig
 from .data_loader import PromptLoader, prompt_batch
 from .experience import ExperienceMaker, TrainingError, on_last_token
 from .metrics import Timer, batch_metrics, reward_metrics, update_mfu
-from .preflight import resume_folder
 from .replay import ReplayBuffer
+from .resuming import BEST, contents, differences, resume_folder
 
 logger = logging.getLogger(__name__)
-
-TRAINER_STATE, REPLAY_STATE = "trainer_state.json", "replay.safetensors"
 
 
 class RayPPOTrainer:
@@ -58,6 +56,7 @@ class RayPPOTrainer:
     ) -> None:
         self.config, self.tokenizer, self.val, self.noisy = config, tokenizer, val, noisy
         self.loader = PromptLoader(train, shuffle=config.data.shuffle, seed=config.data.seed)
+        self.contents = contents(config, train.rows)
         self.total_steps, self.step = total_steps, 0
         algorithm = config.algorithm
         self.kl = core_algos.FixedKLController(algorithm.kl_coef)
@@ -68,7 +67,8 @@ class RayPPOTrainer:
         self.replay = ReplayBuffer(**replay, seed=config.data.seed) if algorithm.replay.ratio else None
         self.best: dict[str, float] = {}
         model = config.worker.actor.model.model_path
-        self.ends = [] if config.worker.rollout.ignore_eos else eos_token_ids(model, tokenizer)
+        ends = stop_token_ids(tokenizer, model, config.data.chat_template_kwargs)
+        self.ends = [] if config.worker.rollout.ignore_eos else ends
         self.workers: WorkerGroup | None = None
         self.tracker: Tracker | None = None
 
@@ -111,12 +111,13 @@ class RayPPOTrainer:
     def fit(self) -> None:
         """Train until ``total_steps``, validating and saving on the way; DONE is written last."""
         trainer = self.config.trainer
-        if self.val and (trainer.val_before_train or trainer.val_only) and self.step == 0:
+        if self.val and (trainer.val_only or (trainer.val_before_train and self.step == 0)):
             metrics = self.validate()
             self._score_of(metrics)  # a best_key that is none ends the run now, not at the first val_freq
-            self.tracker.log(metrics, 0)
+            self.tracker.log(metrics, self.step)
         if trainer.val_only:
             return
+        (trainer.run_folder / "DONE").unlink(missing_ok=True)  # of a run that now goes further
         progress = tqdm(total=self.total_steps, initial=self.step, desc="ReBO", unit="step", dynamic_ncols=True)
         with progress as bar, logging_redirect_tqdm():
             while self.step < self.total_steps:
@@ -159,7 +160,7 @@ class RayPPOTrainer:
         if self.config.use_critic:
             with timer("update_critic"):
                 metrics |= self._shared_out("update_critic", batch)[0]
-        if self.step > self.config.trainer.critic_warmup:
+        if self.step >= self.config.trainer.critic_warmup:
             with timer("update_actor"):
                 self._update_actor(batch, metrics)
             metrics |= self._mfu(batch, timer.seconds["update_actor"])
@@ -191,11 +192,11 @@ class RayPPOTrainer:
         if algorithm.normalize_by_split:
             scores_B = core_algos.normalize_rewards_by_split(rewards_BT.sum(-1), batch.non_tensor_batch["split"])
             rewards_BT = on_last_token(scores_B.tolist(), mask_BT)
-        if self.config.use_reference and not algorithm.use_kl_loss:
+        if self.config.use_reference and not algorithm.kl_in_loss:
             kl_BT = batch.batch.get("ref_kl", None)
             if kl_BT is None:
                 log_probs = (batch.batch["old_log_probs"], batch.batch["ref_log_probs"])
-                kl_BT = core_algos.compute_kl(*log_probs, algorithm.kl_penalty)
+                kl_BT = core_algos.compute_kl(*log_probs, algorithm.kl_estimator)
             rewards_BT, kl = core_algos.apply_kl_penalty(rewards_BT, kl_BT, mask_BT, self.kl.kl_coef)
             metrics |= {"actor/reward_kl": kl, "actor/kl_coef": self.kl.kl_coef}
             self.kl.update(kl, len(batch))
@@ -241,7 +242,7 @@ class RayPPOTrainer:
     def _update_actor(self, batch: DataProto, metrics: dict[str, float]) -> None:
         results = self._shared_out("update_actor", batch, kl_coef=self.kl.kl_coef, step=self.step)
         metrics |= results[0].meta_info["metrics"]
-        if self.config.algorithm.use_kl_loss:
+        if self.config.algorithm.kl_in_loss:
             metrics["actor/kl_coef"] = self.kl.kl_coef
             self.kl.update(metrics["actor/kl_loss"], len(batch))
         seen = batch.batch.get("old_log_probs", None)
@@ -310,27 +311,38 @@ class RayPPOTrainer:
             "kl": self.kl.state_dict(),
             "best": self.best,
             "reward_errors": self.experience.reward_errors,
+            "config": to_dict(self.config),
+            "contents": self.contents,
         }
         if self.replay is not None:
             stored = self.replay.state_dict()
             state["replay"] = stored["json"]
-            save_file({key: tensor.contiguous() for key, tensor in stored["tensors"].items()}, folder / REPLAY_STATE)
-        write_json(folder / TRAINER_STATE, state)
+            tensors = {key: tensor.contiguous() for key, tensor in stored["tensors"].items()}
+            save_file(tensors, folder / checkpoint.REPLAY_STATE)
+        write_json(folder / checkpoint.TRAINER_STATE, state)
 
     def _resume(self) -> None:
+        """Take over a checkpoint where there is one. What the configuration says now holds; what it may not change
+        has been refused before (``resuming``)."""
         folder = resume_folder(self.config.trainer)
         if folder is None:
             return
-        state = json.loads((folder / TRAINER_STATE).read_text(encoding="utf-8"))
+        state = checkpoint.read_state(folder)
+        changed = differences(self.config, state)
         self.workers.all("load_checkpoint", str(folder.absolute()))
         self.step, self.experience.reward_errors = state["step"], state["reward_errors"]
-        if folder.parent.resolve() == self.config.trainer.checkpoint_folder.resolve():
-            self.best = state["best"]  # another run's best step has no folder here
+        ours = folder.parent.resolve() == self.config.trainer.checkpoint_folder.resolve()
+        if ours and not any(key.startswith(BEST) for key in changed):
+            self.best = state["best"]  # another run's best step has no folder here, another measure's is no best
         self.loader.load_state_dict(state["loader"])
-        self.kl.load_state_dict(state["kl"])
+        if "algorithm.kl_coef" not in changed:
+            self.kl.load_state_dict(state["kl"])
         if self.replay is not None and "replay" in state:
-            self.replay.load_state_dict({"json": state["replay"], "tensors": load_file(folder / REPLAY_STATE)})
+            tensors = load_file(folder / checkpoint.REPLAY_STATE)
+            self.replay.load_state_dict({"json": state["replay"], "tensors": tensors})
         logger.info("going on from %s after step %d", folder, self.step)
+        if self.step >= self.total_steps:
+            logger.info("the run has its %d steps; there is nothing left to train", self.total_steps)
 
 
 def progress_line(metrics: dict[str, float]) -> str:

@@ -68,13 +68,20 @@ class Hardware:
         """This machine's GPU, or its CPU with the speed of a matrix product in ``dtype``, measured."""
         if torch.cuda.is_available():
             return cls.gpu(torch.cuda.get_device_name(), torch.cuda.get_device_properties(0).total_memory)
-        matrix = torch.ones(768, 768, dtype=torch.bfloat16 if dtype == "bf16" else torch.float32)
-        seconds = []
-        for _ in range(3):
-            start = time.perf_counter()
-            matrix @ matrix
-            seconds.append(time.perf_counter() - start)
-        return cls("this machine's CPU", None, 2 * 768**3 / min(seconds), CPU_BANDWIDTH, CPU_BANDWIDTH)
+        kind = torch.bfloat16 if dtype == "bf16" else torch.float32
+        seconds = _product_seconds(192, kind)  # which is slow where bf16 is emulated
+        size, seconds = (768, _product_seconds(768, kind)) if seconds < 0.005 else (192, seconds)
+        return cls("this machine's CPU", None, 2 * size**3 / seconds, CPU_BANDWIDTH, CPU_BANDWIDTH)
+
+
+def _product_seconds(size: int, kind: torch.dtype) -> float:
+    """The shortest of three products of square matrices."""
+    matrix, seconds = torch.ones(size, size, dtype=kind), []
+    for _ in range(3):
+        start = time.perf_counter()
+        matrix @ matrix
+        seconds.append(time.perf_counter() - start)
+    return min(seconds)
 
 
 @dataclass(frozen=True)
@@ -126,7 +133,7 @@ def phase_seconds(
             seconds[phase] = _rollout(roles["actor"], work, hardware, rank_flops)
             continue
         role = roles[role_name(phase)]
-        forward = forward_flops(role.shape, work.samples * length, [length] * work.samples)
+        forward = work.samples * forward_flops(role.shape, length, [length])
         updates = phase.startswith("update")
         passes = (4 if role.checkpointing else 3) * epochs if updates else 1
         compute = passes * forward / work.world / rank_flops / EFFICIENCY["training"]

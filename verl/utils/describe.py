@@ -11,9 +11,11 @@ import types
 import typing
 from collections.abc import Iterator
 from functools import cache
-from typing import Any, Literal, Union, get_args, get_origin
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 import yaml
+
+from .path_types import home, homes
 
 
 @cache
@@ -36,6 +38,8 @@ def type_name(hint: Any) -> str:
         return ", ".join(map(str, arguments))
     if origin in (Union, types.UnionType):
         return " or ".join("null" if one is type(None) else type_name(one) for one in arguments)
+    if origin is Annotated:
+        return "path" if arguments[1] in (home, homes) else type_name(arguments[0])
     if origin is list:
         return f"list of {type_name(arguments[0])}"
     if origin is dict:
@@ -66,7 +70,7 @@ def help_text(cls: type) -> str:
     """Every key of a configuration with its type, default and documentation, for a terminal."""
     lines = ["Settings, as key=value words or in YAML files (config=A,B); words win over files:"]
     for path, section in sections(cls):
-        hints = typing.get_type_hints(section)
+        hints = typing.get_type_hints(section, include_extras=True)
         for field in dataclasses.fields(section):
             key, facts = f"{path}.{field.name}" if path else field.name, "section"
             if not dataclasses.is_dataclass(hints[field.name]):

@@ -229,7 +229,8 @@ def _content(raw: bytes) -> str:
         raise _Transient(f"the body is not a chat completion ({raw[:200]!r})") from error
     if not isinstance(content, str):
         raise _Transient("the completion has no text")
-    return content
+    # Half a character could be kept nowhere; two halves that belong together become one.
+    return content.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
 
 
 def _parse(line: str) -> Any:

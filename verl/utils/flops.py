@@ -14,6 +14,11 @@ from typing import Any
 import torch
 
 
+def is_size(value: Any) -> bool:
+    """Whether a value of a config.json can count something."""
+    return isinstance(value, int) and value > 0
+
+
 @dataclass(frozen=True)
 class ModelShape:
     """A decoder in the Llama family: what decides its size."""
@@ -44,6 +49,9 @@ class ModelShape:
         needed = ("hidden_size", "num_hidden_layers", "intermediate_size", "num_attention_heads", "vocab_size")
         if missing := [key for key in needed if key not in config]:
             raise ValueError(f"config.json without {', '.join(missing)} has no size estimate")
+        optional = [key for key in ("num_key_value_heads", "head_dim") if config.get(key)]
+        if wrong := [f"{key}={config[key]!r}" for key in (*needed, *optional) if not is_size(config[key])]:
+            raise ValueError(f"config.json with {', '.join(wrong)} has no size estimate")
         heads = config["num_attention_heads"]
         return cls(
             hidden=config["hidden_size"],

@@ -45,7 +45,7 @@ def _ends(module: torch.nn.Module) -> list[torch.nn.Module]:
     embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
     if head is None:
         return [embedding]
-    return [] if model.config.get_text_config().tie_word_embeddings else [embedding, head]
+    return [] if getattr(model, "all_tied_weights_keys", None) else [embedding, head]
 
 
 def materialize(module: torch.nn.Module, buffers: dict[str, torch.Tensor], *, on_host: bool) -> None:

@@ -13,7 +13,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 from torch.distributed.tensor import DTensor
 
 from .errors import DataError
@@ -24,11 +24,15 @@ HEAD = re.compile(r"(^|\.)score\.")
 
 
 class WeightFiles:
-    """The tensors of a folder's or hub repository's safetensors files. Files are opened once, and mapped, not read."""
+    """The tensors of a folder's or hub repository's safetensors files. Files are opened once, and mapped, not read.
+
+    Raises:
+        DataError: a file is none, or is not whole.
+    """
 
     def __init__(self, files: Mapping[str, str]) -> None:
         """``files``: the file of each tensor."""
-        opened = {file: safe_open(file, framework="pt") for file in set(files.values())}
+        opened = {file: _open(file) for file in sorted(set(files.values()))}
         self._handles = {name: opened[file] for name, file in files.items()}
 
     @classmethod
@@ -36,7 +40,7 @@ class WeightFiles:
         """None where the model has no safetensors files, or not all of them are here."""
         single, index = _cached(path, "model.safetensors"), _cached(path, "model.safetensors.index.json")
         if single is not None:
-            with safe_open(single, framework="pt") as file:
+            with _open(single) as file:
                 return cls(dict.fromkeys(file.keys(), single))
         if index is None:
             return None
@@ -47,9 +51,38 @@ class WeightFiles:
     def shapes(self) -> dict[str, tuple[int, ...]]:
         return {name: tuple(handle.get_slice(name).get_shape()) for name, handle in self._handles.items()}
 
+    def dtypes(self) -> list[torch.dtype]:
+        return [handle.get_slice(name)[:0].dtype for name, handle in self._handles.items()]
+
     def read(self, name: str, rows: slice) -> torch.Tensor:
         """Rows of a tensor, in the type of the file."""
         return self._handles[name].get_slice(name)[rows]
+
+
+def _open(file: str) -> Any:
+    try:
+        return safe_open(file, framework="pt")
+    except SafetensorError as error:
+        raise DataError(
+            f"{file}: is no whole safetensors file ({error}); copy it again (git lfs pull, where it came by git)"
+        ) from error
+
+
+def check_weights(path: str, *, must_be_here: bool) -> None:
+    """Raise DataError for the weights of a folder that are torn or not all there; hub ids are not looked at.
+
+    Args:
+        must_be_here: this machine reads them.
+    """
+    if not Path(path).is_dir() or WeightFiles.find(path) is not None or not must_be_here:
+        return
+    index = next(iter(sorted(Path(path).glob("*.index.json"))), None)
+    if index is not None:
+        wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
+        if missing := sorted(name for name in wanted if not (Path(path) / name).is_file()):
+            raise DataError(f"model {path}: {index.name} lists {', '.join(missing[:3])}, not there; copy it again")
+    elif not any(Path(path).glob("*.safetensors")) and not any(Path(path).glob("*.bin")):
+        raise DataError(f"model {path}: has no weights (model.safetensors, or pytorch_model.bin); copy them there")
 
 
 def _cached(path: str, file: str) -> str | None:
@@ -62,6 +95,30 @@ def _cached(path: str, file: str) -> str | None:
         _raise_exceptions_for_missing_entries=False,
         _raise_exceptions_for_connection_errors=False,
     )
+
+
+def stored_dtype(path: str, config: Any) -> torch.dtype:
+    """The type that a model's weights are stored in: what its configuration says, else rank 0's files. A collective."""
+    named = config.dtype or config.get_text_config().dtype
+    if named is not None:
+        return named
+    found = [_dtype_of_files(path) if dist.get_rank() == 0 else None]
+    dist.broadcast_object_list(found, 0, device=torch.device("cpu"))
+    return found[0]
+
+
+def _dtype_of_files(path: str) -> torch.dtype:
+    """Of the first weight that is no integer, in safetensors or in torch's files; fp32 where neither are here."""
+    files = WeightFiles.find(path)
+    dtypes = files.dtypes() if files is not None else []
+    index, single = _cached(path, "pytorch_model.bin.index.json"), _cached(path, "pytorch_model.bin")
+    if files is None and index is not None:
+        names = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        single = _cached(path, min(names.values()))
+    if files is None and single is not None:
+        tensors = torch.load(single, map_location="meta", weights_only=True)
+        dtypes = [tensor.dtype for tensor in tensors.values()]
+    return next((dtype for dtype in dtypes if dtype.is_floating_point), torch.float32)
 
 
 def plain_name(name: str) -> str:

@@ -130,7 +130,10 @@ def build_optimizer(module: torch.nn.Module, config: OptimConfig) -> torch.optim
 
 
 def build_scheduler(optimizer: torch.optim.Optimizer, config: OptimConfig, training_steps: int) -> LambdaLR:
-    """Linear warm-up, then constant, or a cosine that ends at ``min_lr_ratio`` after ``training_steps``."""
+    """Linear warm-up, then constant, or a cosine that ends at ``min_lr_ratio`` after ``training_steps``.
+
+    Counts training steps, as EasyR1 does, however many optimiser steps each has.
+    """
     warmup = config.warmup_steps(training_steps)
     floor = config.min_lr_ratio or 0.0
 

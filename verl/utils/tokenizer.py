@@ -3,6 +3,7 @@
 from pathlib import Path
 from typing import Any
 
+from .chat import written_end
 from .errors import ConfigError
 
 
@@ -17,25 +18,28 @@ def get_tokenizer(
     Raises:
         ConfigError: there is no tokenizer under this name, neither here nor on the hub.
     """
+    from huggingface_hub.errors import StrictDataclassError
     from transformers import AutoTokenizer
 
     try:
         tokenizer = AutoTokenizer.from_pretrained(model_path, trust_remote_code=trust_remote_code, **kwargs)
-    except OSError as error:
+    except (OSError, ValueError, TypeError, ImportError, StrictDataclassError) as error:
+        fix = "; set trust_remote_code=true where you trust it" if "trust_remote_code" in str(error) else ""
         raise ConfigError(
-            f"model {model_path}: is neither a folder with a tokenizer nor a model that the hub gives: {error}"
+            f"model {model_path}: is neither a folder with a tokenizer nor a model that the hub gives: {error}{fix}"
         ) from error
     if override_chat_template is not None:
         tokenizer.chat_template = read_template(override_chat_template)
     if tokenizer.pad_token_id is None:
-        tokenizer.pad_token = tokenizer.eos_token
+        end = written_end(tokenizer)[-1:] if tokenizer.eos_token is None else [tokenizer.eos_token_id]
+        tokenizer.pad_token = tokenizer.convert_ids_to_tokens(end)[0] if end else None
     return tokenizer
 
 
 def read_template(text_or_path: str) -> str:
     """A jinja template given as text or as a path ending in ``.jinja``; a missing file raises FileNotFoundError."""
     if text_or_path.endswith(".jinja"):
-        return Path(text_or_path).read_text(encoding="utf-8")
+        return Path(text_or_path).read_text(encoding="utf-8-sig")
     return text_or_path
 
 

@@ -131,5 +131,5 @@ def head_problem(size: int, settings: Mapping[str, Any]) -> str | None:
         return None
     return (
         f"worker.actor.ulysses_size={size}: cannot share the model's {heads} heads ({key_value_heads} of keys and "
-        f"values); for example {next(u for u in range(size - 1, 0, -1) if fits(u))}"
+        f"values); for example {next(u for u in range(min(size - 1, heads), 0, -1) if fits(u))}"
     )

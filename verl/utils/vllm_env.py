@@ -2,12 +2,14 @@
 
 import gc
 import importlib
-import os
+import inspect
 import sys
 from pathlib import Path
 from types import ModuleType
 
 import torch
+
+from .environment import set_defaults
 
 
 def has_accelerator() -> bool:
@@ -24,11 +26,10 @@ def load(*, log_stats: bool = False) -> ModuleType:
     Args:
         log_stats: let vLLM log at the level of its engine's statistics. Only the first call in a process decides.
     """
-    os.environ.setdefault("VLLM_ENABLE_V1_MULTIPROCESSING", "0")
-    os.environ.setdefault("VLLM_LOGGING_LEVEL", "INFO" if log_stats else "WARNING" if has_accelerator() else "ERROR")
+    level = "INFO" if log_stats else "WARNING" if has_accelerator() else "ERROR"
+    set_defaults(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL=level)
     if not has_accelerator():
-        os.environ.setdefault("VLLM_CPU_KVCACHE_SPACE", "1")  # GiB
-        os.environ.setdefault("VLLM_CPU_OMP_THREADS_BIND", "nobind")
+        set_defaults(VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind")  # the former in GiB
         # Even an eager engine compiles one small function of its sampler, which takes seconds and a C++ compiler.
         torch.compiler.set_stance("force_eager")
     if "vllm.entrypoints.llm" not in sys.modules:
@@ -69,3 +70,33 @@ def repack_head(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, ParallelLMHead) and module.weight.numel():
             module.quant_method.process_weights_after_loading(module)
+
+
+def refusal(error: ValueError) -> str:
+    """Why vLLM does not start, in one line, without pydantic's list of all that it was given."""
+    return " ".join(str(error).partition("[type=")[0].split())
+
+
+def take_classes_apart(model: torch.nn.Module) -> None:
+    """Give the engine's model classes of its own where vLLM has changed transformers'.
+
+    Of models that vLLM has no code for, it runs transformers', and lets ``support_torch_compile`` change the class in
+    place. Every other model of that class in this process, the trainer's too, would fail in its next pass.
+    """
+    if "vllm.model_executor.models.transformers" not in sys.modules:
+        return
+    from vllm.compilation.wrapper import TorchCompileWithNoGuardsWrapper as Wrapper
+
+    changed = {type(part) for part in model.modules() if Wrapper in type(part).__bases__}
+    for plain in (kind for kind in changed if not kind.__module__.startswith("vllm.")):
+        names = {"__init__", "__call__", "save_aot_compiled_function"} & vars(plain).keys()
+        own = {name: vars(plain)[name] for name in names}
+        before = inspect.getclosurevars(own["__init__"]).nonlocals["old_init"]
+        compiled = type(plain.__name__, (plain, Wrapper), own)
+        plain.__bases__ = tuple(base for base in plain.__bases__ if base is not Wrapper)
+        for name in names:
+            delattr(plain, name)
+        plain.__init__ = before
+        for part in model.modules():
+            if type(part) is plain:
+                part.__class__ = compiled

@@ -4,20 +4,26 @@
 and what is kept are ``verl.utils.checkpoint``'s.
 """
 
+import json
+import logging
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.distributed as dist
 import torch.distributed.checkpoint as dcp
-from accelerate import init_empty_weights
 from safetensors.torch import save_file
 from torch.distributed.checkpoint.state_dict import get_state_dict, set_state_dict
-from transformers import AutoModelForCausalLM, AutoModelForTokenClassification, GenerationConfig
 
-from ..utils.model import load_config
+from ..utils.atomic import write_json
+from ..utils.chat import turn_end
+from ..utils.hf_folder import copy_side_files, write_model
+from ..utils.loading import stored_dtype
+from ..utils.model import empty_model, load_config
 from .config import ModelConfig
 from .sharding_manager.export import adapter_tensors, exported_tensors
+
+logger = logging.getLogger(__name__)
 
 ADAPTER = "lora_adapter"
 
@@ -48,20 +54,28 @@ def save_adapter(module: torch.nn.Module, folder: Path) -> None:
 
 
 def load_role(role: Any, folder: Path) -> None:
-    """Take over the training state in ``folder/dcp``, in place. A collective."""
-    state = _training_state(role)
+    """Take over the training state in ``folder/dcp``, in place. A collective.
+
+    That is weights, the optimiser's moments, and how many steps the schedule has made. What a step does (learning rate,
+    weight decay, betas) is not of the state: the optimiser and the schedule as they were built hold.
+    """
+    state, scheduler = _training_state(role), role.stepper.scheduler
+    groups = state["optim"].pop("param_groups")
     dcp.load(state, checkpoint_id=folder / "dcp")
     set_state_dict(
-        role.module, role.stepper.optimizer, model_state_dict=state["model"], optim_state_dict=state["optim"]
+        role.module,
+        role.stepper.optimizer,
+        model_state_dict=state["model"],
+        optim_state_dict={**state["optim"], "param_groups": groups},
     )
-    # Functions are not stored, but LambdaLR asks for their place.
-    role.stepper.scheduler.load_state_dict({**state["scheduler"], "lr_lambdas": [None]})
+    scheduler.last_epoch = state["scheduler"]["last_epoch"] - 1
+    scheduler.step()
     role.stepper.skipped = state["skipped"]
 
 
 def _training_state(role: Any) -> dict[str, Any]:
     model, optim = get_state_dict(role.module, role.stepper.optimizer)
-    scheduler = {k: v for k, v in role.stepper.scheduler.state_dict().items() if k != "lr_lambdas"}
+    scheduler = {"last_epoch": role.stepper.scheduler.last_epoch}
     return {"model": model, "optim": optim, "scheduler": scheduler, "skipped": role.stepper.skipped}
 
 
@@ -69,10 +83,11 @@ def save_hf_folder(module: torch.nn.Module, folder: Path, tokenizer: Any, model:
     """Gather the weights and write them on rank 0, in the type that the original model was stored in; LoRA adapters are
     merged in fp32 before.
 
-    The configuration is the one that the module was built with, ``override_config`` included.
+    The configuration is the one that the module was built with, ``override_config`` included; what else lies beside the
+    original's weights is copied.
     """
     config = load_config(model)
-    dtype = config.dtype or torch.bfloat16
+    dtype = stored_dtype(model.model_path, config)
     keep = dist.get_rank() == 0
     state = {}
     for name, tensor in exported_tensors(module, dtype):
@@ -80,20 +95,28 @@ def save_hf_folder(module: torch.nn.Module, folder: Path, tokenizer: Any, model:
             state[name] = tensor.cpu()
     if keep:
         value_head = hasattr(module, "score")
-        auto_class = AutoModelForTokenClassification if value_head else AutoModelForCausalLM
         if value_head:
             config.num_labels = 1
-        with init_empty_weights(include_buffers=False):
-            shell = auto_class.from_config(config, dtype=dtype, trust_remote_code=model.trust_remote_code)
-        shell.save_pretrained(folder, state_dict=state)
-        tokenizer.save_pretrained(folder)
+        shell = empty_model(config, value_head=value_head, dtype=dtype, trust_remote_code=model.trust_remote_code)
+        write_model(shell, state, folder)
+        copy_side_files(model.model_path, tokenizer, folder, generates=not value_head)
         if not value_head:
-            _copy_generation_config(model.model_path, folder)
+            _note_turn_end(folder, tokenizer)
     dist.barrier()
 
 
-def _copy_generation_config(model_path: str, folder: Path) -> None:
+def _note_turn_end(folder: Path, tokenizer: Any) -> None:
+    """Let ``generate`` stop where the model has learned to: at the chat template's end of a turn, too."""
+    path = folder / "generation_config.json"
     try:
-        GenerationConfig.from_pretrained(model_path).save_pretrained(folder)
-    except OSError:  # the original has none, so neither has the copy
+        settings = dict(json.loads((path if path.is_file() else folder / "config.json").read_text(encoding="utf-8")))
+    except (TypeError, ValueError) as error:  # a model that was trained is not lost for it
+        logger.warning("%s cannot be read (%s), so generate may not stop where this model's answers end", path, error)
         return
+    if not path.is_file():  # what generate would take from config.json, and no longer does once this file is there
+        tokens = ("bos_token_id", "eos_token_id", "pad_token_id")
+        settings = {name: settings[name] for name in tokens if settings.get(name) is not None}
+    listed = settings.get("eos_token_id")
+    listed = listed if isinstance(listed, list) else [listed] * (listed is not None)
+    if (end := turn_end(tokenizer)[-1]) not in listed:
+        write_json(path, {**settings, "eos_token_id": [*listed, end]})

@@ -3,10 +3,16 @@
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
+from ..utils.path_types import PathText
+
 Dtype = Literal["auto", "bf16", "fp16", "fp32"]
 LossAvgMode = Literal["token", "seq", "constant"]
 MAX_SEQUENCES = 512
 """sequences a rollout engine works on at once, at most"""
+MOST_PROCESSES = 1024
+"""of one kind on one machine"""
+MOST_REPLAYED = 1000
+"""groups replayed for each fresh one, at most"""
 ADAPTER_RANKS = (1, 8, 16, 32, 64, 128, 256, 320, 512)
 """ranks that vLLM has room for LoRA adapters of"""
 
@@ -18,6 +24,19 @@ def positive(config: Any, *names: str) -> list[str]:
     ]
 
 
+def not_negative(config: Any, *names: str) -> list[str]:
+    """A problem for every named field that is less than zero."""
+    values = {name: getattr(config, name) for name in names}
+    return [
+        f"{name}={value}: must be 0 or greater" for name, value in values.items() if value is not None and value < 0
+    ]
+
+
+def seed_problems(seed: int) -> list[str]:
+    """A seed that could not be mixed with an epoch or a step and still be a generator's."""
+    return [] if 0 <= seed < 2**43 else [f"seed={seed}: must lie in [0, 2^43); 1 is usual"]
+
+
 @dataclass(frozen=True)
 class LoraConfig:
     rank: int = 0
@@ -25,9 +44,10 @@ class LoraConfig:
     alpha: int = 64
     """scale of the adapters is alpha / rank"""
     target_modules: str | list[str] = "all-linear"
-    """modules that get adapters: ``all-linear``, a list, or names separated by commas"""
+    """modules that get adapters: ``all-linear``; names, as a list or separated by commas, each of one module or the end
+    of several modules' names (``q_proj``); or a regular expression for whole names"""
     exclude_modules: str | list[str] | None = None
-    """modules that get none"""
+    """modules that get none, named in the same ways"""
 
     def problems(self) -> list[str]:
         found = [] if self.rank >= 0 else [f"rank={self.rank}: must be 0 (off) or greater"]
@@ -36,9 +56,9 @@ class LoraConfig:
 
 @dataclass(frozen=True)
 class ModelConfig:
-    model_path: str | None = None
+    model_path: PathText | None = None
     """Hugging Face folder or hub id"""
-    tokenizer_path: str | None = None
+    tokenizer_path: PathText | None = None
     """folder or hub id of the tokenizer; null: the model's own"""
     override_config: dict[str, Any] = field(default_factory=dict)
     """entries of the model's config.json to replace"""
@@ -67,26 +87,28 @@ class OptimConfig:
     """``adamw``: moments in the parameters' type; ``adamw_bf16``: bf16 weights and first moments, fp32 second moments,
     and the weights' lower 16 bits, so that small updates are not rounded away"""
     lr_warmup_ratio: float = 0.0
-    """warm-up as a share of all optimiser steps"""
+    """warm-up as a share of all training steps"""
     lr_warmup_steps: int | None = None
-    """warm-up in optimiser steps; wins over the ratio"""
+    """warm-up in training steps, each of which may have several optimiser steps; wins over the ratio"""
     min_lr_ratio: float | None = None
     """where a cosine ends, as a share of lr; null: 0"""
     lr_scheduler_type: Literal["constant", "cosine"] = "constant"
     """shape of the learning rate after warm-up"""
 
     def warmup_steps(self, training_steps: int) -> int:
-        """Optimiser steps of warm-up in a run of ``training_steps``."""
+        """Steps of warm-up in a run of ``training_steps``."""
         if self.lr_warmup_steps is not None:
             return self.lr_warmup_steps
         return int(self.lr_warmup_ratio * training_steps)
 
     def problems(self) -> list[str]:
-        found = positive(self, "lr")
+        found = positive(self, "lr") + not_negative(self, "weight_decay", "lr_warmup_steps")
         if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
             found.append(f"betas={self.betas}: must be two numbers in [0, 1), for example [0.9,0.999]")
         if not 0 <= self.lr_warmup_ratio <= 1:
             found.append(f"lr_warmup_ratio={self.lr_warmup_ratio}: must lie in [0, 1]")
+        if self.min_lr_ratio is not None and not 0 <= self.min_lr_ratio <= 1:
+            found.append(f"min_lr_ratio={self.min_lr_ratio}: must lie in [0, 1]")
         if self.min_lr_ratio is not None and self.lr_scheduler_type == "constant":
             found.append(f"min_lr_ratio={self.min_lr_ratio}: acts on a cosine only; set lr_scheduler_type=cosine")
         return found
@@ -193,7 +215,7 @@ class ActorConfig(BatchConfig):
     clip_ratio_high: float = 0.3
     """upper clip of the probability ratio is 1 + this"""
     clip_ratio_dual: float = 3.0
-    """ratio beyond which a negative advantage stops growing (dual clip)"""
+    """ratio beyond which a negative advantage stops growing (dual clip); acts in loss_type=default alone"""
     loss_type: Literal["default", "gspo", "gspo_token", "cispo", "sapo"] = "default"
     """policy loss: PPO's clip, GSPO, CISPO or SAPO"""
     tau_positive: float = 1.0
@@ -204,7 +226,10 @@ class ActorConfig(BatchConfig):
     """compile the log-probability kernel (CUDA only)"""
 
     def problems(self) -> list[str]:
-        found = super().problems() + positive(self, "clip_ratio_low", "clip_ratio_high", "tau_positive", "tau_negative")
+        found = super().problems() + positive(self, "tau_positive", "tau_negative")
+        for name in ("clip_ratio_low", "clip_ratio_high"):
+            if not getattr(self, name) >= 0:
+                found.append(f"{name}={getattr(self, name)}: must be 0 or greater")
         if self.clip_ratio_dual <= 1:
             found.append(f"clip_ratio_dual={self.clip_ratio_dual}: must be greater than 1; EasyR1 uses 3.0")
         return found
@@ -225,6 +250,33 @@ class RefConfig:
     and without it, the reference is the actor with its adapters switched off, and needs no memory"""
     fsdp: FSDPConfig = field(default_factory=FSDPConfig)
     offload: OffloadConfig = field(default_factory=OffloadConfig)
+
+
+def _sampling_problems(config: "RolloutConfig | ValRolloutConfig") -> list[str]:
+    found, top_p, top_k = [], config.top_p, config.top_k
+    if top_p is not None and not 0 < top_p <= 1:
+        found.append(f"top_p={top_p}: must lie in (0, 1]")
+    if top_k is not None and (top_k == 0 or top_k < -1):
+        found.append(f"top_k={top_k}: must be -1 (all tokens) or at least 1")
+    return found
+
+
+@dataclass(frozen=True)
+class ValRolloutConfig:
+    n: int | None = None
+    """samples of a prompt in validation; null, here as below: as in training"""
+    temperature: float | None = None
+    """sampling temperature in validation; 0: greedy"""
+    top_p: float | None = None
+    """nucleus sampling in validation"""
+    top_k: int | None = None
+    """sample among the k likeliest tokens in validation; -1: all"""
+
+    def problems(self) -> list[str]:
+        found = [] if self.n is None else positive(self, "n")
+        if self.temperature is not None and self.temperature < 0:
+            found.append(f"temperature={self.temperature}: must be 0 (greedy) or greater")
+        return found + _sampling_problems(self)
 
 
 @dataclass(frozen=True)
@@ -250,7 +302,7 @@ class RolloutConfig:
     gpu_memory_utilization: float = 0.6
     """share of GPU memory for the engine's weights and KV cache"""
     ignore_eos: bool = False
-    """go on after the end-of-sequence token"""
+    """go on behind the tokens that end an answer"""
     enforce_eager: bool = False
     """no CUDA graphs (always so on CPU)"""
     enable_chunked_prefill: bool | None = None
@@ -271,32 +323,25 @@ class RolloutConfig:
     """keep the engine's statistics off the log"""
     disable_tqdm: bool = False
     """no progress bar while sampling"""
-    val_override_config: dict[str, Any] = field(default_factory=dict)
-    """sampling settings of validation: n, temperature, top_p, top_k"""
+    val_override_config: ValRolloutConfig = field(default_factory=ValRolloutConfig)
 
     def problems(self) -> list[str]:
         found = positive(self, "n", "temperature", "tensor_parallel_size", "max_num_batched_tokens")
         if not 0 <= self.noise_rollout < max(self.n, 1):
             found.append(f"noise_rollout={self.noise_rollout}: must be at least 0 and less than n={self.n}")
-        if not 0 < self.top_p <= 1:
-            found.append(f"top_p={self.top_p}: must lie in (0, 1]")
-        if self.top_k == 0 or self.top_k < -1:
-            found.append(f"top_k={self.top_k}: must be -1 (all tokens) or at least 1")
+        found += _sampling_problems(self)
         if not 0 < self.gpu_memory_utilization < 1:
             found.append(f"gpu_memory_utilization={self.gpu_memory_utilization}: must lie in (0, 1)")
         if self.sync_tolerance is not None and not self.sync_tolerance > 0:
             found.append(f"sync_tolerance={self.sync_tolerance}: must be greater than 0, or null")
         if self.limit_images:
             found.append(f"limit_images={self.limit_images}: this trainer is for text models; set 0")
-        known = {"n", "temperature", "top_p", "top_k"}
-        for key in self.val_override_config.keys() - known:
-            found.append(f"val_override_config.{key}: unknown sampling setting; known: {', '.join(sorted(known))}")
         return found
 
 
 @dataclass(frozen=True)
 class RewardConfig:
-    reward_function: str | None = "examples/reward_function/rule.py:compute_score"
+    reward_function: PathText | None = "examples/reward_function/rule.py:compute_score"
     """``path.py:function``; the file says REWARD_TYPE = "batch" or "sequential" """
     reward_function_kwargs: dict[str, Any] = field(default_factory=dict)
     """keyword arguments of that function, for RULE's ``preset: forget_two_stage_abs_target``"""
@@ -307,7 +352,10 @@ class RewardConfig:
     gets them all for a function of batches"""
 
     def problems(self) -> list[str]:
-        return positive(self, "num_cpus")
+        found = positive(self, "num_cpus")
+        if self.num_cpus > MOST_PROCESSES:
+            found.append(f"num_cpus={self.num_cpus}: each is a process; set at most {MOST_PROCESSES}")
+        return found
 
 
 @dataclass(frozen=True)

@@ -88,7 +88,9 @@ def _forward_padded(
     # All padding goes to the right, where no real token can see it: neither attention nor a layer that carries a state
     # needs a mask then, and positions count from zero.
     order = seen.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : int(seen.sum(dim=1).max())]
-    ids, predicts = batch["input_ids"].gather(1, order), predicts.gather(1, order)
+    # A pad token may have been added to the tokenizer alone, and have no embedding.
+    ids = batch["input_ids"].masked_fill(~seen, 0)
+    ids, predicts = ids.gather(1, order), predicts.gather(1, order)
     return module(input_ids=ids, use_cache=False).logits[predicts]
 
 

@@ -19,11 +19,13 @@ import torch.distributed as dist
 from ..protocol import DataProto
 from ..trainer.config import PPOConfig
 from ..utils import vllm_env
+from ..utils.chat import stop_token_ids
 from ..utils.checkpoint import write_errors
 from ..utils.errors import ConfigError
 from ..utils.flops import ModelShape, device_peak_flops
 from ..utils.fsdp import build_mesh, load_module, load_optimizer, offload_module, offload_optimizer
 from ..utils.memory import GIB, MemoryMeter
+from ..utils.model_config import decoder_settings, engine_overrides
 from ..utils.tokenizer import get_tokenizer
 from ..utils.ulysses import SequenceParallel, head_problem
 from .config import MAX_SEQUENCES, BatchConfig
@@ -115,11 +117,11 @@ class FSDPWorker:
             model.tokenizer, self.config.data.override_chat_template, model.trust_remote_code
         )
         self.hf_config = load_config(model)
-        if problem := head_problem(worker.actor.ulysses_size, self.hf_config.get_text_config().to_dict()):
+        if problem := head_problem(worker.actor.ulysses_size, decoder_settings(self.hf_config)):
             raise ConfigError(problem)
         self.actor = self._build_policy(trained=True)
         self.reference = self._build_policy(trained=False) if self.config.use_reference else None
-        if self.config.algorithm.kl_penalty == "full":
+        if self.config.algorithm.kl_estimator == "full":
             self.actor.reference = self.reference
         self.critic = self._build_critic() if self.config.use_critic else None
         held = self.memory.held()
@@ -135,9 +137,8 @@ class FSDPWorker:
         from ..utils.optim import build_optimizer, build_scheduler
         from .stepper import Stepper
 
-        updates = self.config.data.rollout_batch_size // settings.global_batch_size * settings.ppo_epochs
         optimizer = build_optimizer(module, settings.optim)
-        scheduler = build_scheduler(optimizer, settings.optim, self.training_steps * updates)
+        scheduler = build_scheduler(optimizer, settings.optim, self.training_steps)
         budget = self._tokens(settings.micro_batch_size_per_device_for_update, settings.dynamic_batching)
         return Stepper(settings, module, optimizer, scheduler, max_tokens=budget)
 
@@ -217,11 +218,11 @@ class FSDPWorker:
             model_path=model.model_path,
             tokenizer_path=model.tokenizer,
             pad_token_id=self.tokenizer.pad_token_id,
-            eos_token_ids=eos_token_ids(model.model_path, self.tokenizer),
+            eos_token_ids=stop_token_ids(self.tokenizer, model.model_path, data.chat_template_kwargs),
             max_model_len=max_model_len,
             max_num_seqs=min(MAX_SEQUENCES, -(-prompts // self.config.rollout_replicas)),
             trust_remote_code=model.trust_remote_code,
-            hf_overrides=model.override_config,
+            hf_overrides=engine_overrides(self.hf_config, model.override_config),
             adapter_rank=model.lora.rank if settings.lora_weights == "adapter" else 0,
         )
         rollout.sleep()
@@ -256,7 +257,7 @@ class FSDPWorker:
         if peak is None:
             return None
         try:
-            return ModelShape.of(self.hf_config.get_text_config().to_dict()), peak
+            return ModelShape.of(decoder_settings(self.hf_config)), peak
         except ValueError as error:
             logger.warning("perf/mfu is left out: %s", error)
             return None
@@ -386,15 +387,3 @@ class FSDPWorker:
 def _kept(settings: BatchConfig) -> str:
     """The type that trained weights are kept in."""
     return "bf16" if settings.optim.strategy == "adamw_bf16" else "fp32"
-
-
-def eos_token_ids(model_path: str, tokenizer: Any) -> list[int]:
-    """Every token that ends a response: the tokenizer's, and those of the model's generation config."""
-    from transformers import GenerationConfig
-
-    try:
-        listed = GenerationConfig.from_pretrained(model_path).eos_token_id
-    except OSError:  # the folder has no generation config
-        listed = None
-    ids = {tokenizer.eos_token_id, *(listed if isinstance(listed, list) else [listed])}
-    return sorted(ids - {None})

@@ -1,4 +1,4 @@
-"""One optimiser step over a mini-batch, cut into micro-batches; shared by actor and critic.
+"""Optimiser steps over the mini-batches of a training step, each cut into micro-batches; shared by actor and critic.
 
 Losses come as sums and are divided by the mini-batch's weight over ALL ranks, so neither micro-batches nor ranks change
 the gradient. A step whose loss or gradient is not finite is skipped and counted.
@@ -70,7 +70,6 @@ class Stepper:
         else:
             self.skipped += 1
             logger.error("optimiser step skipped: loss or gradient norm (%s) is not finite", grad_norm)
-        self.scheduler.step()
         self.optimizer.zero_grad()
         sums.add({"grad_norm": (torch.as_tensor(grad_norm), 1.0)})
 
@@ -80,7 +79,8 @@ class Stepper:
         dist.all_reduce(flag, dist.ReduceOp.MIN)
         return bool(flag)
 
-    def report(self, sums: MetricSums) -> dict[str, float]:
-        """The metrics of an update, the same on every rank."""
-        metrics = sums.means()
-        return {**metrics, "lr": self.scheduler.get_last_lr()[0], "skipped_steps": float(self.skipped)}
+    def finish(self, sums: MetricSums) -> dict[str, float]:
+        """End the training step, in which the learning rate was one. Returns its metrics, the same on every rank."""
+        [rate, *_] = self.scheduler.get_last_lr()
+        self.scheduler.step()
+        return {**sums.means(), "lr": rate, "skipped_steps": float(self.skipped)}

@@ -4,6 +4,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
+from verl.utils.path_types import PathText
+
 PromptStyle = Literal["raw", "chat"]
 
 
@@ -20,7 +22,7 @@ class MuseConfig:
     auc_retrain: float | None = None
     """Forget-against-holdout AUC of the model retrained without the forget set, 0 to 1 (data/paper/muse_auc_retrain.csv
     has the published ones). Without it or retrain_model, PrivLeak's AUC is reported and PrivLeak is not."""
-    retrain_model: str | None = None
+    retrain_model: PathText | None = None
     """Hugging Face folder of the retrained model, to measure that AUC in the same way instead."""
 
     def problems(self) -> list[str]:

@@ -14,7 +14,7 @@ from verl.utils.tokenizer import get_tokenizer
 
 from ..config import EvalConfig
 from ..likelihood import LikelihoodModel, encode_texts, load_model, token_log_probs
-from ..reading import as_text, read_list
+from ..reading import read_rows
 from ..results import Part, Row, Scores, model_identity
 from .metrics import forget_holdout_auc, min_k_loss, priv_leak
 
@@ -28,7 +28,8 @@ def privleak_part(config: EvalConfig) -> Part:
 
     def read(data: Path) -> list[Row]:
         files = zip(SPLITS, FILES, strict=True)
-        return [{"split": split, "text": text} for split, name in files for text in read_texts(data / name)]
+        rows = [(split, row) for split, name in files for row in read_rows(data / name, ["text"])]
+        return [{"split": split, "text": row["text"]} for split, row in rows]
 
     def run(data: Path, scorer: LikelihoodModel) -> list[Row]:
         rows = read(data)
@@ -44,19 +45,6 @@ def privleak_part(config: EvalConfig) -> Part:
     if muse.retrain_model is not None:
         decoding["retrain_model"] = model_identity(Path(muse.retrain_model))
     return Part("privleak", "likelihood", FILES, decoding, run, score, read, texts=read)
-
-
-def read_texts(path: Path) -> list[str]:
-    """Texts of a PrivLeak split: a JSON list of strings, or of objects with ``text``.
-
-    Raises:
-        DataError: naming the file and the first row that is neither.
-    """
-    texts = [row.get("text") if isinstance(row, dict) else row for row in read_list(path)]
-    for number, text in enumerate(texts):
-        if not isinstance(text, str):
-            raise DataError(f'{path}: row {number} is neither a text nor an object with "text"')
-    return [as_text(text, f"{path}: row {number}", "text") for number, text in enumerate(texts)]
 
 
 def min_k_losses(scorer: LikelihoodModel, rows: list[Row], k: float, desc: str) -> list[float]:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from verl.utils.errors import DataError
+from verl.utils.row_values import shown
 from verl.utils.text import answer_list, token_f1
 
 from ..generation import Generator
@@ -56,9 +57,10 @@ def mmlu_rows(data: Path) -> list[Row]:
             raise DataError(f"{where}: examples must be a list of questions")
         for question in (row, *row["examples"]):
             choices, answer = question.get("choices"), question.get("answer")
-            if not isinstance(choices, list) or len(choices) != len(LETTERS) or answer not in range(len(LETTERS)):
-                raise DataError(f"{where} needs four choices and an answer from 0 to 3, not {answer!r}")
-            as_text(question.get("question"), where, "question")
+            letter = type(answer) is int and answer in range(len(LETTERS))  # true and 1.0 are no places of a choice
+            if not isinstance(choices, list) or len(choices) != len(LETTERS) or not letter:
+                raise DataError(f"{where} needs four choices and an answer from 0 to 3, not {shown(answer)}")
+            question["question"] = as_text(question.get("question"), where, "question")
             question["choices"] = [as_text(choice, where, "choices") for choice in choices]
     return rows
 
@@ -124,7 +126,7 @@ def truthfulqa_rows(data: Path) -> list[Row]:
             choices, labels = (targets.get(key) if isinstance(targets, dict) else None for key in ("choices", "labels"))
             if not isinstance(choices, list) or not isinstance(labels, list) or len(choices) != len(labels):
                 raise DataError(f"{where} needs a label, 0 or 1, for each of the choices of {kind}, and both")
-            if set(map(str, labels)) != {"0", "1"}:
+            if not all(type(label) is int for label in labels) or set(labels) != {0, 1}:
                 raise DataError(f"{where} needs a label, 0 or 1, for each of the choices of {kind}, and both")
             targets["choices"] = [as_text(choice, where, kind) for choice in choices]
     return rows

@@ -25,7 +25,8 @@ def load_probes(data: Path, files: dict[str, str]) -> list[Row]:
     probes = []
     for column, name in files.items():
         texts = ["query", "type"] if column == "aa" else ["query"]
-        for number, row in enumerate(read_rows(data / name, texts, answers=["answer"])):
+        rows = read_rows(data / name, texts, answers=["answer"], optional=["subject", "type"])
+        for number, row in enumerate(rows):
             level = LEVELS.get(column)
             if level is not None and str(row.get("level", level)) != level:
                 raise DataError(

@@ -28,7 +28,7 @@ def mia_part() -> Part:
 
 
 def load(data: Path) -> list[Row]:
-    return [{"side": side, **row} for side, name in FILES.items() for row in read_rows(data / name, ["text"])]
+    return [{**row, "side": side} for side, name in FILES.items() for row in read_rows(data / name, ["text"])]
 
 
 def run(data: Path, scorer: LikelihoodModel) -> list[Row]:

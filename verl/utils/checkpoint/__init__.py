@@ -2,9 +2,13 @@
 
 from .files import (
     CHECKPOINT_TRACKER,
+    REPLAY_STATE,
+    TRAINER_STATE,
     find_latest_ckpt,
     get_checkpoint_tracker_filename,
     is_whole,
+    read_state,
+    read_tracker,
     remove_obsolete_ckpt,
     staging_dir,
     write_errors,
@@ -13,9 +17,13 @@ from .files import (
 
 __all__ = [
     "CHECKPOINT_TRACKER",
+    "REPLAY_STATE",
+    "TRAINER_STATE",
     "find_latest_ckpt",
     "get_checkpoint_tracker_filename",
     "is_whole",
+    "read_state",
+    "read_tracker",
     "remove_obsolete_ckpt",
     "staging_dir",
     "write_errors",

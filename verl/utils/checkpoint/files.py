@@ -12,18 +12,19 @@ import logging
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from torch.distributed.checkpoint.api import CheckpointException
 
 from ..atomic import write_json
 
 CHECKPOINT_TRACKER = "checkpoint_tracker.json"
 MANIFEST = "manifest.json"
+TRAINER_STATE, REPLAY_STATE = "trainer_state.json", "replay.safetensors"
 PARTIAL = ".partial"
 
 logger = logging.getLogger(__name__)
@@ -100,45 +101,95 @@ def is_whole(path: str | Path) -> str | None:
     if not (path / MANIFEST).is_file():
         return f"it has no {MANIFEST}, so it was not written by this trainer or not to its end"
     try:
-        listed = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"]
-    except (ValueError, KeyError, TypeError):
+        listed = json.loads((path / MANIFEST).read_text(encoding="utf-8"))["files"].items()
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         return f"its {MANIFEST} cannot be read"
     found = _sizes(path)
-    for name, size in listed.items():
+    for name, size in listed:
         if found.get(name) != size:
             return f"{name} has {found[name]} bytes instead of {size}" if name in found else f"{name} is missing"
-    return None
+    return _unreadable(path, found)
+
+
+def read_state(path: str | Path) -> dict[str, Any]:
+    """What the driver wrote into a checkpoint.
+
+    Raises:
+        ValueError: there is nothing, or nothing that a driver wrote.
+    """
+    try:
+        state = json.loads((Path(path) / TRAINER_STATE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ValueError(f"its {TRAINER_STATE} cannot be read ({error})") from error
+    if not isinstance(state, dict) or type(state.get("step")) is not int:
+        raise ValueError(f"its {TRAINER_STATE} names no step")
+    return state
+
+
+def read_tracker(path: str | Path) -> dict[str, Any]:
+    """The tracker's content; empty where there is none, or with a warning one that names no step."""
+    notes: list[str] = []
+    info = _tracker(Path(path), notes)
+    for note in notes:
+        logger.warning("%s", note)
+    return info
+
+
+def _tracker(path: Path, notes: list[str]) -> dict[str, Any]:
+    tracker = path / CHECKPOINT_TRACKER
+    try:
+        info = json.loads(tracker.read_text(encoding="utf-8"))
+        if type(info["last_global_step"]) is int:
+            return info
+        reason = f"last_global_step={info['last_global_step']!r}"
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        reason = f"{type(error).__name__}: {error}"
+    notes.append(f"{tracker} is torn ({reason}); the newest whole checkpoint beside it counts")
+    return {}
 
 
 def find_latest_ckpt(
-    path: str | Path, directory_format: str = "global_step_{}"
+    path: str | Path, directory_format: str = "global_step_{}", *, quiet: bool = False
 ) -> tuple[str | None, dict[str, Any] | None]:
     """The newest whole checkpoint that the tracker under ``path`` admits, and the tracker's content.
 
-    A broken folder is passed over with a warning for the newest whole one before it; ``last_global_step`` of the
-    returned content always names the step found. Without a tracker (killed during the very first save) every folder
-    counts. A folder that has no manifest comes from elsewhere and cannot be judged: as in EasyR1 it is returned if the
-    tracker names it, but only where no whole one exists.
+    A broken folder is passed over with a warning for the newest whole one before it, and if there is none for the
+    newest of all; ``last_global_step`` of the returned content always names the step found. Without a tracker (killed
+    during the very first save), or with a torn one, every folder counts. A folder that has no manifest comes from
+    elsewhere and cannot be judged: as in EasyR1 it is returned if the tracker names it, but only where no whole one
+    exists.
+
+    Args:
+        quiet: without the warnings.
 
     Returns:
         ``(folder, tracker content)``, or ``(None, None)``.
     """
-    path = Path(path)
-    tracker = path / CHECKPOINT_TRACKER
-    info = json.loads(tracker.read_text(encoding="utf-8")) if tracker.is_file() else {}
+    notes: list[str] = []
+    found = _find_latest(Path(path), directory_format, notes)
+    for note in [] if quiet else notes:
+        logger.warning("%s", note)
+    return found
+
+
+def _find_latest(path: Path, directory_format: str, notes: list[str]) -> tuple[str | None, dict[str, Any] | None]:
+    info = _tracker(path, notes)
     steps = _saved_steps(path, directory_format)
     last = info.get("last_global_step", max(steps, default=0))
     named = path / directory_format.format(last)
     if info and last not in steps:
-        logger.warning("%s names %s, which does not exist", tracker, named)
-    for step in sorted((step for step in steps if step <= last), reverse=True):
+        notes.append(f"{path / CHECKPOINT_TRACKER} names {named}, which does not exist")
+    # Later ones than the tracker's are of a branch that the run had left, or were being written when it was killed.
+    for step in sorted(steps, key=lambda step: (step <= last, step), reverse=True):
         folder = path / directory_format.format(step)
         reason = is_whole(folder)
         if reason is None:
             return str(folder), {**info, "last_global_step": step}
-        logger.warning("checkpoint %s is passed over: %s", folder, reason)
+        notes.append(f"checkpoint {folder} is passed over: {reason}")
     if info and named.is_dir() and not (named / MANIFEST).exists():
-        logger.warning("no checkpoint under %s can be checked; taking %s as the tracker says", path, named)
+        notes.append(f"no checkpoint under {path} can be checked; taking {named} as the tracker says")
         return str(named), info
     return None, None
 
@@ -195,6 +246,22 @@ def _sizes(folder: Path) -> dict[str, int]:
     """Bytes of every file below ``folder`` but the manifest, by its relative path."""
     files = sorted(file for file in folder.rglob("*") if file.is_file())
     return {str(file.relative_to(folder)): file.stat().st_size for file in files if file != folder / MANIFEST}
+
+
+def _unreadable(folder: Path, names: Iterable[str]) -> str | None:
+    """Which of the driver's files is torn in spite of its size, as a machine that went down may leave it."""
+    if TRAINER_STATE in names:
+        try:
+            read_state(folder)
+        except ValueError as error:
+            return str(error)
+    if REPLAY_STATE in names:
+        try:
+            with safe_open(folder / REPLAY_STATE, "pt"):
+                return None
+        except SafetensorError as error:
+            return f"its {REPLAY_STATE} cannot be read ({error})"
+    return None
 
 
 def _reason(error: OSError) -> str:

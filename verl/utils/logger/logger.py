@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from ..atomic import write_text
+from ..environment import variable
 
 METRICS_FILE = "metrics.jsonl"
 CONSOLE_KEYS = {
@@ -99,8 +100,9 @@ class WandbLogger:
     def __init__(self, run_dir: Path, project: str, name: str, config: dict, resume_step: int | None) -> None:
         import wandb
 
-        mode = os.environ.get("WANDB_MODE")
+        mode = variable("WANDB_MODE")
         if mode is None:
+            os.environ.pop("WANDB_MODE", None)  # an empty one, which wandb would refuse
             mode = "online" if wandb.login(prompt=False, verify=False) else "offline"
         arguments = {
             "project": project,
@@ -148,7 +150,7 @@ class SwanlabLogger:
     def __init__(self, run_dir: Path, project: str, name: str, config: dict, resume_step: int | None) -> None:
         import swanlab
 
-        mode = os.environ.get("SWANLAB_MODE") or ("cloud" if os.environ.get("SWANLAB_API_KEY") else "offline")
+        mode = variable("SWANLAB_MODE") or ("cloud" if variable("SWANLAB_API_KEY") else "offline")
         logdir = str(run_dir / "swanlab")
         self.run = swanlab.init(project=project, experiment_name=name, config=config, logdir=logdir, mode=mode)
 
@@ -168,6 +170,12 @@ LOGGERS: dict[str, type[Logger]] = {
     "swanlab": SwanlabLogger,
 }
 
+MODES = {
+    "wandb": ("WANDB_MODE", ("online", "offline", "shared", "disabled", "dryrun", "run")),
+    "swanlab": ("SWANLAB_MODE", ("cloud", "local", "offline", "disabled")),
+}
+"""The environment variable that a logger takes its mode from, and the modes it knows."""
+
 
 def available(name: str) -> str | None:
     """None if the logger ``name`` can be used here, else the rule it breaks and the fix."""
@@ -175,6 +183,9 @@ def available(name: str) -> str | None:
         return f"must be one of {', '.join(LOGGERS)}"
     if name not in ("console", "file") and importlib.util.find_spec(name) is None:
         return f"{name} is not installed; pip install {name}, or leave it out"
+    key, modes = MODES.get(name, ("", ()))
+    if modes and variable(key) not in (None, *modes):
+        return f"the environment variable {key}={variable(key)} must be one of {', '.join(modes)}; unset it or set one"
     return None
 
 
@@ -220,7 +231,7 @@ class Tracker:
 def read_metrics(run_dir: str | Path) -> list[dict[str, float]]:
     """The rows of a run's ``metrics.jsonl``, NaN and infinities as floats again; an unfinished last row is left out."""
     text = (Path(run_dir) / METRICS_FILE).read_text(encoding="utf-8")
-    rows = [row for line in text.splitlines() if (row := _parsed(line))]
+    rows = [row for line in text.split("\n") if (row := _parsed(line))]
     return [{key: value if key == "step" else float(value) for key, value in row.items()} for row in rows]
 
 

@@ -126,7 +126,7 @@ class DataParallelPPOActor:
             for mini in data.split(len(data) // self.config.mini_batches):
                 weight = core_algos.loss_weight(mini.batch["response_mask"], settings.loss_avg_mode)
                 self.stepper.step(mini, loss_function, weight, sums)
-        return self.stepper.report(sums), log_probs_EBT[0].cpu()
+        return self.stepper.finish(sums), log_probs_EBT[0].cpu()
 
     def _loss(self, micro: DataProto, kl_coef: float, seen_BT: torch.Tensor) -> tuple[torch.Tensor, dict]:
         """Sum of the policy loss (and KL loss) over a micro-batch; its log-probabilities are noted in ``seen_BT``."""
@@ -155,11 +155,11 @@ class DataParallelPPOActor:
         )
         weight = core_algos.loss_weight(mask_bT, settings.loss_avg_mode)
         metrics["pg_loss"] = (loss, weight)
-        if self.config.algorithm.use_kl_loss:
-            if self.config.algorithm.kl_penalty == "full":
+        if self.config.algorithm.kl_in_loss:
+            if self.config.algorithm.kl_estimator == "full":
                 kl_bT = self._exact_kl(micro, outputs)
             else:
-                kl_bT = core_algos.compute_kl(log_probs_bT, batch["ref_log_probs"], self.config.algorithm.kl_penalty)
+                kl_bT = core_algos.compute_kl(log_probs_bT, batch["ref_log_probs"], self.config.algorithm.kl_estimator)
             kl_loss = core_algos.masked_aggregate(
                 kl_bT, mask_bT, settings.loss_avg_mode, self.config.data.max_response_length
             )

@@ -57,7 +57,7 @@ class DataParallelPPOCritic:
             for mini in data.split(size):
                 weight = core_algos.loss_weight(mini.batch["response_mask"], settings.loss_avg_mode)
                 self.stepper.step(mini, self._loss, weight, sums)
-        return self.stepper.report(sums)
+        return self.stepper.finish(sums)
 
     def _loss(self, micro: DataProto) -> tuple[torch.Tensor, dict]:
         settings, mask_bT = self.config.worker.critic, micro.batch["response_mask"]

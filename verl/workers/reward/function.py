@@ -9,7 +9,6 @@ waits for, a judge's answers for example, it then waits for together.
 import asyncio
 import importlib.util
 import inspect
-import math
 import typing
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -19,11 +18,14 @@ from types import ModuleType
 from typing import Any, Literal
 
 from ...utils.errors import ConfigError, DataError, closest
+from ...utils.row_values import shown
 from ..config import RewardConfig
 
 RewardInput = dict[str, Any]
 RewardScore = dict[str, float]
 
+LARGEST = 3.4e38
+"""of rewards, which become fp32"""
 AT_ONCE = 64
 """calls of an ``async`` sequential function that one process has under way"""
 
@@ -42,6 +44,8 @@ def load_reward_function(config: RewardConfig) -> tuple[Callable, str]:
     key = f"worker.reward.reward_function={config.reward_function}"
     if not Path(place).is_file():
         raise ConfigError(f"{key}: there is no file {place!r}; give path.py:function")
+    if not place.endswith(".py"):
+        raise ConfigError(f"{key}: {place} is no Python file; give path.py:function")
     module = _import(Path(place), key)
     function = getattr(module, name or "main", None)
     if not callable(function):
@@ -53,6 +57,12 @@ def load_reward_function(config: RewardConfig) -> tuple[Callable, str]:
     if problems:
         raise ConfigError("\n".join(f"worker.reward.reward_function_kwargs.{problem}" for problem in problems))
     return function, kind
+
+
+def ground_truth_check(function: Callable) -> Callable[[Any], str | None] | None:
+    """``ground_truth_problem`` of the function's file, where it has one: asked of every row before a run starts, it
+    says why the function cannot score by a ground truth, beginning with ``=`` and the value."""
+    return getattr(function, "__globals__", {}).get("ground_truth_problem")
 
 
 def _import(path: Path, key: str) -> ModuleType:
@@ -176,11 +186,11 @@ def checked_scores(scores: Any, inputs: list[RewardInput]) -> list[RewardScore]:
             raise RewardError(f"the reward function returned {score!r} {where}; return a dict with 'overall'")
         if score.keys() != parts:
             raise RewardError(
-                f"the reward function returned parts {sorted(score)} {where}, but {sorted(parts)} for the first "
-                "sample; return the same parts for all"
+                f"the reward function returned parts {sorted(map(str, score))} {where}, but "
+                f"{sorted(map(str, parts))} for the first sample; return the same parts for all"
             )
         found.append({part: as_number(value) for part, value in score.items()})
         for part, value in found[-1].items():
-            if not isinstance(value, int | float) or not math.isfinite(value):
-                raise RewardError(f"the reward function returned {part}={value!r} {where}; return a finite number")
+            if not isinstance(value, int | float) or not abs(value) <= LARGEST:
+                raise RewardError(f"the reward function returned {part}={shown(value)} {where}; return a finite number")
     return found

@@ -18,6 +18,7 @@ from safetensors.torch import save_file
 
 from ...protocol import DataProto
 from ...utils import vllm_env
+from ...utils.errors import ConfigError
 from ...utils.loading import plain_name
 from ..config import ADAPTER_RANKS, RolloutConfig
 
@@ -66,16 +67,22 @@ class VLLMRollout:
         shares_memory = not self.on_gpu and config.tensor_parallel_size > 1
         if shares_memory:
             vllm_env.name_cpu_shared_memory(run := f"rule{os.environ['MASTER_PORT']}")
-        self.llm = vllm.LLM(
-            model=model_path,
-            tokenizer=tokenizer_path,
-            max_model_len=max_model_len,
-            max_num_seqs=max_num_seqs,
-            max_num_batched_tokens=max(config.max_num_batched_tokens, max_model_len),
-            trust_remote_code=trust_remote_code,
-            hf_overrides=hf_overrides,
-            **_engine_options(config, adapter_rank, on_gpu=self.on_gpu),
-        )
+        try:
+            self.llm = vllm.LLM(
+                model=model_path,
+                tokenizer=tokenizer_path,
+                max_model_len=max_model_len,
+                max_num_seqs=max_num_seqs,
+                max_num_batched_tokens=max(config.max_num_batched_tokens, max_model_len),
+                trust_remote_code=trust_remote_code,
+                hf_overrides=hf_overrides,
+                **_engine_options(config, adapter_rank, on_gpu=self.on_gpu),
+            )
+        except ValueError as error:  # pydantic's among them, which Ray cannot send
+            reason = vllm_env.refusal(error)
+            fix = "; set worker.rollout.lora_weights=merged" if "LoRA" in reason else ""
+            raise ConfigError(f"worker.actor.model.model_path={model_path}: vLLM refuses it: {reason}{fix}") from error
+        self.llm.apply_model(vllm_env.take_classes_apart)
         if shares_memory:
             vllm_env.drop_cpu_shared_memory(run)
         if self.on_gpu and not self.llm.llm_engine.vllm_config.use_v2_model_runner:
