@@ -1,16 +1,14 @@
 """Settings of a Rejection Steering run, with the names that LLaMA-Factory and Hugging Face users know.
 
-Everything that can be judged before a model is loaded is judged in ``RSConfig.problems``: the settings, the files they
-name and the rows in them. What needs a tokenizer (how long the rows are) is ``RS.utils.data``'s.
+The files that they name, and the rows in them, are judged by ``RS.checks``.
 """
 
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Literal
 
+from verl.config.worker import Dtype, positive, seed_problems
+from verl.settings.path_types import PathText, Sources, TemplateText
 from verl.utils.environment import whole_variable
-from verl.utils.path_types import PathText, Sources, TemplateText, folder_problem
-from verl.workers.config import Dtype, positive, seed_problems
 
 Objective = Literal["rejection", "ga", "npo", "simnpo", "dpo"]
 
@@ -134,41 +132,4 @@ class RSConfig:
             found.append(f"retain_data={self.retain_data}: is not used; set retain_loss=gdr or klr, or leave it out")
         if self.lora_rank and self.optimizer == "adamw_bf16":
             found.append("optimizer=adamw_bf16: saves memory on full training only; set adamw, or lora_rank=0")
-        return found + self._path_problems() + self._row_problems()
-
-    def _path_problems(self) -> list[str]:
-        found = []
-        model = Path(self.model)
-        hub_like = self.model.count("/") == 1 and not self.model.startswith((".", "/", "~"))
-        if not (model / "config.json").is_file() and (model.exists() or not hub_like):
-            found.append(f"model={self.model}: holds no config.json; give a Hugging Face folder or a hub id")
-        if self.override_chat_template and self.override_chat_template.endswith(".jinja"):
-            template = Path(self.override_chat_template)
-            if not template.is_file():
-                found.append(f"override_chat_template={template}: there is no such file; give a .jinja file")
-        if reason := folder_problem(Path(self.output_dir)):
-            found.append(f"output_dir={self.output_dir}: {reason}")
-        return found
-
-    def _row_problems(self) -> list[str]:
-        from RS.utils.data import read_side
-        from verl.utils.errors import DataError
-
-        found = []
-        for key, side in (("data", "forget"), ("retain_data", "retain")):
-            if getattr(self, key) is None:
-                continue
-            try:
-                texts, problems = read_side(self, side)
-            except DataError as error:
-                found.append(f"{key}={error}")
-                continue
-            found += [f"{key}: {problem}" for problem in problems]
-            steps = self.num_train_epochs * -(-len(texts) // max(self.batch_size, 1))
-            if side == "forget" and texts and self.warmup_steps is not None and self.warmup_steps >= steps:
-                found.append(
-                    f"warmup_steps={self.warmup_steps}: the run has only about {steps} steps ({len(texts)} rows, "
-                    f"batch_size={self.batch_size}, num_train_epochs={self.num_train_epochs}), so learning_rate "
-                    "would never be reached; set fewer, or warmup_steps=null warmup_ratio=0.1"
-                )
         return found

@@ -16,9 +16,10 @@ import yaml
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file also runs as a script
 
+from RS.checks import read_config
 from RS.config import RSConfig
+from verl.settings.reader import to_dict, to_yaml
 from verl.utils.atomic import write_json, write_text
-from verl.utils.config import load, to_dict, to_yaml
 from verl.utils.environment import set_defaults, variable
 from verl.utils.errors import ConfigError, DataError
 
@@ -34,7 +35,7 @@ def main(argv: list[str] | None = None) -> int:
     logging.basicConfig(level=level, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     logging.getLogger("httpx").setLevel(logging.WARNING)
     try:
-        config = load(RSConfig, sys.argv[1:] if argv is None else argv)
+        config = read_config(sys.argv[1:] if argv is None else argv)
         if config.dry_run:
             if first:
                 sys.stdout.write(to_yaml(config) + "\n" + "\n".join(plan(config)) + "\n")
@@ -90,9 +91,9 @@ def run(config: RSConfig) -> int:
     from RS.models.build import model_config, start_distributed
     from RS.trainer import RSTrainer, TrainingError
     from RS.utils.data import encode_side, read_side
+    from verl.models.build import check_model, check_token_ids
+    from verl.models.loading import check_weights
     from verl.utils.chat import check_system_prompt, check_template_kwargs
-    from verl.utils.loading import check_weights
-    from verl.utils.model import check_model, check_token_ids
     from verl.utils.tokenizer import get_tokenizer
 
     disable_progress_bar()  # the run's own bar is the one to watch
@@ -125,8 +126,8 @@ def run(config: RSConfig) -> int:
 
 
 def _write_header(config: RSConfig, counts: dict[str, dict]) -> None:
+    from verl.rows.sources import find_sources
     from verl.utils.provenance import file_sha256, git_revision
-    from verl.utils.rows import find_sources
 
     folder = Path(config.output_dir)
     files = [str(source.path) for source in find_sources(config.data) if source.path.is_file()]

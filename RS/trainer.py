@@ -21,14 +21,14 @@ from RS.config import RSConfig
 from RS.models.build import build, build_training, model_config
 from RS.utils.batches import collate, endless, epoch_batches, my_micro_batches
 from RS.utils.data import Example
-from verl.utils.checkpoint.files import PARTIAL, staging_dir, write_errors
-from verl.utils.config import to_dict
-from verl.utils.fsdp import clip_grad_norm
-from verl.utils.log_probs import log_probs_and_entropy
+from verl.models.build import as_reference
+from verl.models.checkpointing import ADAPTER, save_adapter, save_hf_folder
+from verl.models.forward import ResponseOutputs, forward_responses
+from verl.models.fsdp import clip_grad_norm
+from verl.models.log_probs import log_probs_and_entropy
+from verl.settings.reader import to_dict
+from verl.utils.checkpoint import PARTIAL, staging_dir, write_errors
 from verl.utils.logger import Tracker
-from verl.utils.model import as_reference
-from verl.workers.checkpointing import ADAPTER, save_adapter, save_hf_folder
-from verl.workers.forward import ResponseOutputs, forward_responses
 
 logger = logging.getLogger(__name__)
 

@@ -13,8 +13,8 @@ import torch.nn.functional as F
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from verl.utils.cli import show_help
-from verl.utils.log_probs import log_probs_and_entropy
+from verl.models.log_probs import log_probs_and_entropy
+from verl.settings.cli import show_help
 
 SIZES = ((16384, 1024, torch.float32), (2048, 16384, torch.float32), (512, 128256, torch.bfloat16))
 

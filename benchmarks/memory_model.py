@@ -8,13 +8,12 @@ import sys
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from verl.trainer.config import PPOConfig, migrate
-from verl.trainer.estimate import estimate
-from verl.trainer.step_time import Hardware
-from verl.utils.cli import show_help
-from verl.utils.config import load
-from verl.utils.flops import ModelShape
-from verl.utils.memory import GIB
+from verl.estimate.estimate import estimate
+from verl.estimate.flops import ModelShape
+from verl.estimate.hardware import Hardware
+from verl.estimate.meter import GIB
+from verl.settings.cli import show_help
+from verl.trainer.preflight import read_config
 
 LLAMA = {"vocab_size": 128256, "num_key_value_heads": 8, "tie_word_embeddings": False}
 SHAPES = {
@@ -73,7 +72,7 @@ def main() -> None:
                 f"worker.rollout.tensor_parallel_size={tensor_parallel}",
                 "trainer.logger=[console]",
             ]
-            config = load(PPOConfig, [*arguments, *COMMON, *changes], migrate)
+            config = read_config([*arguments, *COMMON, *changes])
             found[title] = (estimate(config, {"actor": SHAPES[name]}, GPU), changes)
     phases = ("load", "rollout", "reference", "update actor")
     print("| | " + " | ".join(phases) + " | host, load | seconds of a step |\n|" + " --- |" * (len(phases) + 3))

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from _kit import mean_seconds, random_model, train, write_rows
 
-from verl.utils.cli import show_help
+from verl.settings.cli import show_help
 
 
 def main() -> None:

@@ -13,24 +13,23 @@ from pathlib import Path
 
 from _kit import arguments, random_model, write_rows
 
-from verl.utils.cli import show_help
+from verl.settings.cli import show_help
+from verl.trainer.preflight import read_config
 
 SYNCS = 5
 
 
 def main() -> None:
     show_help(sys.argv[1:], __doc__)
-    from verl.trainer.config import PPOConfig, migrate
-    from verl.utils.config import load
+    from verl.models.export import exported_tensors
     from verl.workers.fsdp_workers import FSDPWorker
-    from verl.workers.sharding_manager.export import exported_tensors
 
     logging.disable(logging.WARNING)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         random_model(folder / "model")
         write_rows(folder, 512)
-        config = load(PPOConfig, [*arguments(folder, "sync"), "worker.actor.global_batch_size=512"], migrate)
+        config = read_config([*arguments(folder, "sync"), "worker.actor.global_batch_size=512"])
         worker = FSDPWorker(config, 0, 1)
         with socket.socket() as probe:
             probe.bind(("127.0.0.1", 0))

@@ -22,15 +22,7 @@ from typing import Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file also runs as a script
 
 from data.common.checks import RowChecker, spoilt
-from data.common.files import (
-    MANIFEST,
-    FileSpec,
-    OutputFolder,
-    Row,
-    checksum_problems,
-    dump_rows,
-    schema_problems,
-)
+from data.common.files import MANIFEST, FileSpec, OutputFolder, Row, checksum_problems, dump_rows, schema_problems
 from data.common.naming import TargetName
 from data.common.probes import PROBE_FIELDS, ProbeIndex, texts_of
 from data.common.refusals import BANK, deal_refusals, load_refusals
@@ -38,12 +30,12 @@ from data.common.release import CONTINUATION, NEIGHBOR_ROWS, RS_ROWS, read_relea
 from data.common.sources import download
 from data.common.splits import division, split_validation, tag_of
 from data.prepare_rwku import RL_FILE, RS_FILE, VAL_FILE
-from verl.utils.cli import run_cli
-from verl.utils.config import to_dict
+from verl.rows.sources import is_hub_id, read_file
+from verl.settings.cli import run_cli
+from verl.settings.path_types import PathText
+from verl.settings.reader import to_dict
 from verl.utils.errors import DataError, bullet_list
-from verl.utils.path_types import PathText
 from verl.utils.provenance import git_revision
-from verl.utils.rows import is_hub_id, read_file
 
 logger = logging.getLogger(__name__)
 

@@ -23,14 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file
 
 from data.common.answers import gold_answers
 from data.common.checks import RowChecker, spoilt
-from data.common.files import (
-    FileSpec,
-    OutputFolder,
-    Row,
-    checksum_problems,
-    dump_rows,
-    schema_problems,
-)
+from data.common.files import FileSpec, OutputFolder, Row, checksum_problems, dump_rows, schema_problems
 from data.common.naming import TargetName
 from data.common.probes import (
     PROBE_FIELDS,
@@ -44,14 +37,14 @@ from data.common.probes import (
 )
 from data.common.sources import Target, find_targets
 from data.common.splits import division, rebalanced, split_validation, tag_of
-from verl.utils.cli import run_cli
-from verl.utils.config import to_dict
+from verl.rows.sources import parse_rows, read_file
+from verl.rows.values import rule_problem
+from verl.settings.cli import run_cli
+from verl.settings.path_types import PathText
+from verl.settings.reader import to_dict
 from verl.utils.errors import DataError, bullet_list
-from verl.utils.path_types import PathText
 from verl.utils.provenance import git_revision
-from verl.utils.row_values import rule_problem
-from verl.utils.rows import parse_rows, read_file
-from verl.utils.text import normalize
+from verl.verdict.answers import normalize
 
 logger = logging.getLogger(__name__)
 

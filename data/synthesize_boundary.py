@@ -30,17 +30,17 @@ from data.synthesis.assemble import build_rows, divide, token_share
 from data.synthesis.chat import Chat, LocalChat
 from data.synthesis.prompts import PROMPTS, Prompts
 from data.synthesis.stages import Fact, Synthesis, ask_aliases
+from verl.eval.endpoint import ChatEndpoint
+from verl.rows.sources import read_file
+from verl.settings.cli import run_cli
+from verl.settings.path_types import PathText
+from verl.settings.reader import to_dict
 from verl.utils.atomic import write_json
 from verl.utils.chat import check_system_prompt
-from verl.utils.cli import run_cli
-from verl.utils.config import to_dict
-from verl.utils.endpoint import ChatEndpoint
 from verl.utils.errors import ConfigError, DataError
-from verl.utils.path_types import PathText
 from verl.utils.provenance import git_revision
-from verl.utils.rows import read_file
-from verl.utils.text import count_words
 from verl.utils.tokenizer import get_tokenizer
+from verl.verdict.answers import count_words
 
 logger = logging.getLogger(__name__)
 

@@ -17,13 +17,15 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file also runs as a script
 
+from RS.checks import read_config as read_rs_config
 from RS.config import RSConfig
 from scripts.make_table import TableConfig
+from verl.config.run import PPOConfig, migrate
 from verl.eval.config import EvalConfig
 from verl.eval.main import select_parts, targets
-from verl.trainer.config import PPOConfig, migrate
-from verl.utils.cli import show_help
-from verl.utils.config import load, word_problems
+from verl.settings.cli import show_help
+from verl.settings.reader import load, word_problems
+from verl.trainer.preflight import read_config
 from verl.utils.errors import ConfigError, DataError, bullet_list
 
 MODEL_KEYS = ("model", "worker.actor.model.model_path", "worker.ref.model.model_path", "worker.critic.model.model_path")
@@ -66,13 +68,13 @@ class Checker:
     def _rs(self, arguments: list[str]) -> list[str]:
         values = _as_dict(arguments)
         self.made[values["output_dir"]] = values["model"]
-        load(RSConfig, arguments)
+        read_rs_config(arguments)
         return []
 
     def _rebo(self, arguments: list[str]) -> list[str]:
         values = _as_dict(arguments)
         self.made[values["trainer.run_dir"]] = values["worker.actor.model.model_path"]
-        load(PPOConfig, [*arguments, "trainer.dry_run=true"], migrate)
+        read_config([*arguments, "trainer.dry_run=true"])
         return []
 
     def _evaluation(self, arguments: list[str]) -> list[str]:

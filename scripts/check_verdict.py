@@ -13,10 +13,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from verl.utils.cli import show_help
+from verl.rows.files import read_json
+from verl.rows.sources import read_file
+from verl.settings.cli import show_help
 from verl.utils.environment import variable
-from verl.utils.row_files import read_json
-from verl.utils.rows import read_file
 from verl.verdict import verdict_of
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -21,11 +21,11 @@ from data.prepare_rwku import PrepareConfig as RwkuPrepareConfig
 from data.synthesize_boundary import SynthesisConfig
 from RS.config import RSConfig
 from scripts.make_table import TableConfig
+from verl.config.run import RENAMES, PPOConfig
 from verl.eval.config import EvalConfig
 from verl.eval.robustness import RobustnessConfig
-from verl.trainer.config import RENAMES, PPOConfig
-from verl.utils.cli import show_help
-from verl.utils.describe import default_of, field_docs, flow, sections, type_name
+from verl.settings.cli import show_help
+from verl.settings.describe import default_of, field_docs, flow, sections, type_name
 
 ROOT = Path(__file__).resolve().parents[1]
 COMMANDS: dict[str, tuple[str, type]] = {

@@ -20,10 +20,10 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file
 
 from verl.eval import pareto, render, tables
 from verl.eval.results import counting, read_results
+from verl.settings.cli import run_cli
+from verl.settings.path_types import PathText
 from verl.utils.atomic import write_text
-from verl.utils.cli import run_cli
 from verl.utils.errors import DataError
-from verl.utils.path_types import PathText
 
 logger = logging.getLogger("make_table")
 

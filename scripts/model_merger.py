@@ -19,12 +19,12 @@ from typing import Any, Literal
 import torch
 import torch.distributed.checkpoint as dcp
 
-from verl.utils.config import load
+from verl.config.worker import ModelConfig
+from verl.models.build import empty_model, load_config
+from verl.models.hf_folder import write_model
+from verl.settings.path_types import PathText
+from verl.settings.reader import load
 from verl.utils.errors import ConfigError, DataError
-from verl.utils.hf_folder import write_model
-from verl.utils.model import empty_model, load_config
-from verl.utils.path_types import PathText
-from verl.workers.config import ModelConfig
 
 DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 WEIGHTS = ("*.safetensors", "*.safetensors.index.json", "*.bin", "*.bin.index.json")

@@ -10,6 +10,8 @@ CHAT_TEMPLATE = (
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
 
+ROOT = Path(__file__).parents[1]
+
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:

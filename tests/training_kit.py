@@ -12,15 +12,13 @@ from pathlib import Path
 
 import psutil
 
-from verl.trainer.config import PPOConfig, migrate
+from tests.conftest import ROOT
+from verl.config.run import PPOConfig
 from verl.trainer.main import read_datasets
-from verl.trainer.preflight import make_plan
+from verl.trainer.preflight import make_plan, read_config
 from verl.trainer.ray_trainer import RayPPOTrainer
-from verl.utils.config import load
 from verl.utils.logger.logger import read_metrics
 from verl.utils.tokenizer import get_tokenizer
-
-ROOT = Path(__file__).parents[1]
 
 REWARD_FILE = """
 REWARD_TYPE = "batch"
@@ -164,5 +162,5 @@ def started_trainer(config: PPOConfig) -> Iterator[RayPPOTrainer]:
 
 def train(*argv: str) -> None:
     """A run in this process, under a Ray that is already there."""
-    with started_trainer(load(PPOConfig, list(argv), migrate)) as trainer:
+    with started_trainer(read_config(list(argv))) as trainer:
         trainer.fit()

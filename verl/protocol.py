@@ -14,7 +14,7 @@ Batch keys. B samples = P prompts x n rollouts, S prompt tokens (padded left), T
 | input_ids | int64 (B, S+T); (P, S) before the rollout | utils.dataset, rollout | actor, critic, reference |
 | attention_mask | int64 (B, S+T), 1 = real token | utils.dataset, rollout | actor, critic, token balancing |
 | position_ids | int64 (B, S+T) | utils.dataset, rollout | actor, critic, reference |
-| response_mask | int64 (B, T), 1 = token to train on | rollout | everything in core_algos |
+| response_mask | int64 (B, T), 1 = token to train on | rollout | everything in `algorithms` |
 | rollout_log_probs | float32 (B, T) | rollout (engine's own) | mismatch metrics, rollout_is |
 | old_log_probs | float32 (B, T) | actor before the update | policy loss |
 | ref_log_probs | float32 (B, T) | reference | KL loss, KL in the reward |
@@ -23,7 +23,7 @@ Batch keys. B samples = P prompts x n rollouts, S prompt tokens (padded left), T
 | token_level_scores | float32 (B, T), on the last response token | reward | KL in the reward, online filter, replay |
 | token_level_rewards | float32 (B, T) | trainer (scores minus KL) | advantage estimators |
 | reward_baselines | float32 (B,), the greedy response's reward | reward | ReMax |
-| advantages, returns | float32 (B, T) | core_algos | actor, critic |
+| advantages, returns | float32 (B, T) | algorithms | actor, critic |
 | loss_weights | float32 (B, T), 1 for rows of this step | trainer, under replay | policy loss |
 
 | non-tensor key | each row | written by | read by |

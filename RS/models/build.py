@@ -1,6 +1,6 @@
 """Starts torch.distributed and builds what a run trains: model, optimiser and schedule.
 
-Sharding, LoRA and loading are ``verl.utils.model``'s, so that both stages of RULE train the same way, on any number of
+Sharding, LoRA and loading are ``verl.models.build``'s, so that both stages of RULE train the same way, on any number of
 ranks, with or without a GPU.
 """
 
@@ -12,12 +12,12 @@ from torch.optim.lr_scheduler import LRScheduler
 from transformers import get_scheduler
 
 from RS.config import RSConfig
+from verl.config.worker import FSDPConfig, LoraConfig, ModelConfig, OptimConfig
+from verl.models.build import build_model, resolve_dtype
+from verl.models.fsdp import build_mesh
+from verl.models.optim import build_optimizer
 from verl.utils.environment import variable, whole_variable
-from verl.utils.fsdp import build_mesh
-from verl.utils.model import build_model, resolve_dtype
-from verl.utils.optim import build_optimizer
 from verl.utils.orphans import end_with_parent
-from verl.workers.config import FSDPConfig, LoraConfig, ModelConfig, OptimConfig
 
 
 def start_distributed() -> torch.device:

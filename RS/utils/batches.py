@@ -39,7 +39,7 @@ def my_micro_batches(indices: list[int], examples: list[Example], rank: int, wor
 
 
 def collate(sequences: list[Sequence], pad_id: int, device: torch.device) -> dict[str, torch.Tensor]:
-    """Prompts padded on the left, responses on the right: the layout that ``verl.workers.forward`` reads.
+    """Prompts padded on the left, responses on the right: the layout that ``verl.models.forward`` reads.
 
     Returns:
         ``input_ids``, ``attention_mask``, ``position_ids`` (b, S + T) int64; ``responses`` (b, T) int64;

@@ -16,25 +16,14 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
+from RS.config import RSConfig
+from verl.rows.files import Row
+from verl.rows.sources import read_rows, warn_once
+from verl.rows.values import MAX_LISTED, SPLIT_OF_TAG, as_messages, as_prompt, as_text, is_number, rule_problem, shown
 from verl.utils.chat import Prompt, encode_example
 from verl.utils.errors import DataError
-from verl.utils.row_files import Row
-from verl.utils.row_values import (
-    MAX_LISTED,
-    SPLIT_OF_TAG,
-    as_messages,
-    as_prompt,
-    as_text,
-    is_number,
-    rule_problem,
-    shown,
-)
-from verl.utils.rows import read_rows, warn_once
-
-if TYPE_CHECKING:
-    from RS.config import RSConfig
 
 logger = logging.getLogger(__name__)
 
@@ -75,7 +64,7 @@ class Counts:
     response_tokens: int = 0
 
 
-def read_side(config: "RSConfig", side: Side) -> tuple[list[TextExample], list[str]]:
+def read_side(config: RSConfig, side: Side) -> tuple[list[TextExample], list[str]]:
     """The examples of ``config.data`` or ``config.retain_data``, and what is wrong with its rows, a line each.
 
     Raises:
@@ -102,7 +91,7 @@ def read_side(config: "RSConfig", side: Side) -> tuple[list[TextExample], list[s
     return examples, problems
 
 
-def _parse(row: Row, side: Side, config: "RSConfig") -> tuple[TextExample | None, set[str]]:
+def _parse(row: Row, side: Side, config: RSConfig) -> tuple[TextExample | None, set[str]]:
     """The example in a row, or None if the row belongs to the other side; and the columns that were read."""
     key = config.response_key if side == "forget" else None
     if side == "forget" and config.pushes_down and key is None and row.get("text") is None:
@@ -205,9 +194,7 @@ def _text(row: Row, key: str) -> str:
     return as_text(value)
 
 
-def encode_side(
-    texts: list[TextExample], tokenizer: Any, config: "RSConfig", side: Side
-) -> tuple[list[Example], Counts]:
+def encode_side(texts: list[TextExample], tokenizer: Any, config: RSConfig, side: Side) -> tuple[list[Example], Counts]:
     """Token ids of every example, none longer than ``cutoff_len``.
 
     Raises:
@@ -236,7 +223,7 @@ def encode_side(
     return examples, counts
 
 
-def _encode(text: TextExample, tokenizer: Any, config: "RSConfig", counts: Counts) -> list[Example]:
+def _encode(text: TextExample, tokenizer: Any, config: RSConfig, counts: Counts) -> list[Example]:
     if text.prompt is None:
         return _encode_text(text, tokenizer, config)
     own_system = not isinstance(text.prompt, str) and text.prompt[0]["role"] == "system"
@@ -256,7 +243,7 @@ def _encode(text: TextExample, tokenizer: Any, config: "RSConfig", counts: Count
     return [Example(prompt, response[:room], None if rejected is None else rejected[:room])]
 
 
-def _encode_text(text: TextExample, tokenizer: Any, config: "RSConfig") -> list[Example]:
+def _encode_text(text: TextExample, tokenizer: Any, config: RSConfig) -> list[Example]:
     """Pieces of a text; the first token of a piece (BOS where there is one) is what the others are predicted from."""
     ids = tokenizer.encode(text.response, add_special_tokens=False)
     bos = [] if tokenizer.bos_token_id is None else [tokenizer.bos_token_id]

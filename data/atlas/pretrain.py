@@ -26,8 +26,8 @@ from data.atlas.corpus import forget_probes, neighbor_probes, pretraining_rows, 
 from data.atlas.language import IGNORED, encode, make_model, make_tokenizer, texts_of
 from data.atlas.people import World, build_world
 from data.atlas.world import write_world
+from verl.settings.cli import run_cli
 from verl.utils.atomic import write_json, write_text
-from verl.utils.cli import run_cli
 
 logger = logging.getLogger(__name__)
 
@@ -169,7 +169,7 @@ def _loss(model: Any, ids: Any, labels: Any) -> Any:
     """Mean over the learned tokens; the head is only worked out for these, in bf16 where the CPU is fast at that."""
     import torch
 
-    from verl.utils.model import cpu_has_bf16
+    from verl.models.build import cpu_has_bf16
 
     learned = labels[:, 1:] != IGNORED
     with torch.autocast("cpu", dtype=torch.bfloat16, enabled=cpu_has_bf16()):
@@ -182,7 +182,7 @@ def _optimizers(model: Any) -> list[Any]:
     """Muon for the layers' matrices, AdamW for the rest: the facts are learned in a third of AdamW's steps."""
     import torch
 
-    from verl.utils.model import cpu_has_bf16
+    from verl.models.build import cpu_has_bf16
 
     if not cpu_has_bf16():
         torch.optim._muon._zeropower_via_newtonschulz = _orthogonal

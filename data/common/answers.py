@@ -14,7 +14,7 @@ from collections import Counter
 from collections.abc import Iterable, Sequence, Set
 from typing import Any
 
-from verl.utils.text import normalize
+from verl.verdict.answers import normalize
 
 from .splits import STOPWORDS
 

@@ -11,8 +11,8 @@ from dataclasses import dataclass, field
 from functools import cache
 from typing import Any
 
-from verl.utils.text import contains_answer, normalize, rouge_l
 from verl.verdict import verdict_of
+from verl.verdict.answers import contains_answer, normalize, rouge_l
 
 from .naming import TargetName
 from .probes import ProbeIndex, words

@@ -1,4 +1,4 @@
-"""Checks the schema of rows that ``verl.utils.rows`` read, and writes folders that carry a manifest.
+"""Checks the schema of rows that ``verl.rows.sources`` read, and writes folders that carry a manifest.
 
 The caller asks for conflicts, files that are there with other content, before it writes. The manifest is written last,
 so a folder with a manifest is whole.
@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from verl.rows.files import Row, read_json
+from verl.rows.values import shown
 from verl.utils.atomic import write_json
-from verl.utils.row_files import Row, read_json
-from verl.utils.row_values import shown
 
 Role = Literal["probe", "train", "validation", "corpus"]
 MANIFEST = "manifest.json"

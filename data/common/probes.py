@@ -9,10 +9,10 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+from verl.rows.sources import read_file
+from verl.rows.values import is_number, shown
 from verl.utils.errors import DataError
-from verl.utils.row_values import is_number, shown
-from verl.utils.rows import read_file
-from verl.utils.text import normalize
+from verl.verdict.answers import normalize
 
 PROBE_NGRAM = 7
 """Words, articles not counted. Of the 1,200 published training prompts of Stephen King, Confucius and Christina

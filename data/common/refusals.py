@@ -7,8 +7,8 @@ letter, so that no refusal misspells it.
 import random
 from pathlib import Path
 
+from verl.rows.files import read_json
 from verl.utils.errors import DataError, bullet_list
-from verl.utils.row_files import read_json
 from verl.verdict import verdict_of
 
 PLACEHOLDER = "{target}"

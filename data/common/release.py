@@ -13,10 +13,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from verl.rows.sources import read_file
+from verl.rows.values import is_number
 from verl.utils.errors import DataError, bullet_list
-from verl.utils.row_values import is_number
-from verl.utils.rows import read_file
-from verl.utils.text import normalize
+from verl.verdict.answers import normalize
 
 from .files import Row
 

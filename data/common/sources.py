@@ -6,9 +6,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from verl.rows.sources import is_hub_id, read_file
+from verl.rows.values import shown
 from verl.utils.errors import ConfigError, DataError
-from verl.utils.row_values import shown
-from verl.utils.rows import is_hub_id, read_file
 
 from .files import MANIFEST, dump_rows
 

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from verl.utils.errors import DataError
-from verl.utils.text import normalize
+from verl.verdict.answers import normalize
 
 from .probes import words
 

@@ -5,8 +5,8 @@ from typing import Any
 
 from data.common.files import Row
 from data.common.splits import split_validation
+from verl.rows.sources import read_file
 from verl.utils.errors import ConfigError
-from verl.utils.rows import read_file
 
 from .stages import Fact, Item
 

@@ -4,15 +4,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Protocol
 
+from verl.eval.endpoint import AnswerCache, EndpointStats, Messages, request_key
 from verl.utils.chat import encode_prompt
-from verl.utils.endpoint import AnswerCache, EndpointStats, Messages, request_key
 
 CHUNK = 256
 """Conversations that a local model answers between two writes to the cache; what a kill can lose."""
 
 
 class Chat(Protocol):
-    """What the stages need of a model; `verl.utils.endpoint.ChatEndpoint` is one."""
+    """What the stages need of a model; `verl.eval.endpoint.ChatEndpoint` is one."""
 
     model: str
     stats: EndpointStats

@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from string import Template
 
-from verl.utils.endpoint import Messages
+from verl.eval.endpoint import Messages
+from verl.rows.files import read_text
 from verl.utils.errors import ConfigError, bullet_list
-from verl.utils.row_files import read_text
 
 PROMPTS = Path(__file__).resolve().parents[1] / "prompts"
 PLACEHOLDERS: dict[str, tuple[str, ...]] = {

@@ -15,10 +15,10 @@ prompts are paid whatever the verdict.
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
+from verl.rows.values import SPLIT_OF_TAG, as_text, is_number, rule_problem, shown
 from verl.utils.errors import DataError
-from verl.utils.row_values import SPLIT_OF_TAG, as_text, is_number, rule_problem, shown
-from verl.utils.text import contains_answer, rouge_l
 from verl.verdict import Verdict, final_answer, told, verdict_of
+from verl.verdict.answers import contains_answer, rouge_l
 
 REWARD_NAME = "rule"
 REWARD_TYPE = "batch"

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import torch
 
-from verl.utils import attention
-from verl.utils.attention import Packing, Scoring, packed_attention
+from verl.models import attention
+from verl.models.attention import Packing, Scoring, packed_attention
 
 LENGTHS = (5, 64, 17, 1, 130)
 TOLERANCE = {torch.float32: 1e-5, torch.bfloat16: 1e-2}

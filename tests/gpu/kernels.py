@@ -4,7 +4,7 @@ import torch
 
 from tests.gpu.attention_cases import CASES, TOLERANCE, errors, path
 from tests.gpu.findings import Noted, found
-from verl.utils.log_probs import log_probs_and_entropy
+from verl.models.log_probs import log_probs_and_entropy
 from verl.utils.vllm_env import has_accelerator
 
 

@@ -26,10 +26,9 @@ from tests.gpu.findings import Noted, found
 from tests.gpu.models import random_atlas, scratch
 from tests.gpu.reference import Values, reference, share_off, write_reference
 from verl.protocol import DataProto
-from verl.trainer.config import PPOConfig, migrate
 from verl.trainer.main import start_ray
+from verl.trainer.preflight import read_config
 from verl.trainer.ray_trainer import RayPPOTrainer
-from verl.utils.config import load
 from verl.utils.logger.logger import read_metrics
 from verl.utils.vllm_env import has_accelerator
 
@@ -96,7 +95,7 @@ def started_trainer(argv: list[str]) -> Iterator[RayPPOTrainer]:
     """As ``training_kit.started_trainer``, under one Ray for all trainers of this process."""
     import ray
 
-    config = load(PPOConfig, argv, migrate)
+    config = read_config(argv)
     if not ray.is_initialized():
         os.environ.setdefault("RAY_worker_niceness", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")

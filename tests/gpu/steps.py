@@ -17,6 +17,7 @@ from pathlib import Path
 
 from tests.gpu.findings import Noted, found
 from tests.gpu.models import IN_SMALL, SHAPES, random_atlas, random_llama, scratch
+from verl.trainer.preflight import read_config
 from verl.utils import vllm_env
 
 PROMPT = "Where was the tailor of Zagan born, and what was the name of the ship that she won? " * 8
@@ -101,14 +102,12 @@ def arguments(folder: Path, job: Job) -> list[str]:
 
 def predict(folder: Path, job: Job, prompt_tokens: int) -> dict[str, float]:
     """The dry run's figures: GiB of the fullest moment of all, and of the fullest training phase; seconds of a step."""
-    from verl.trainer.config import PPOConfig, migrate
-    from verl.trainer.estimate import estimate
-    from verl.trainer.step_time import Hardware
-    from verl.utils.config import load
-    from verl.utils.flops import ModelShape
-    from verl.utils.memory import GIB
+    from verl.estimate.estimate import estimate
+    from verl.estimate.flops import ModelShape
+    from verl.estimate.hardware import Hardware
+    from verl.estimate.meter import GIB
 
-    config = load(PPOConfig, arguments(folder, job), migrate)
+    config = read_config(arguments(folder, job))
     hardware = Hardware.here(config.worker.actor.fsdp.mp_param_dtype)
     one = estimate(config, {"actor": ModelShape.of(folder / "model")}, hardware, prompt_tokens)
     training = max(one.total(phase) for phase in one.phases if phase not in ("load", "rollout"))

@@ -5,7 +5,7 @@ import torch
 
 from tests.gpu.attention_cases import CASES, TOLERANCE, errors, path
 from tests.training_kit import arguments, metrics_of, run_cli
-from verl.utils.log_probs import log_probs_and_entropy
+from verl.models.log_probs import log_probs_and_entropy
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 

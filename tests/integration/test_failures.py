@@ -13,10 +13,9 @@ from tests.training_kit import arguments
 from verl.protocol import DataProto, object_array
 from verl.single_controller import WorkerGroup
 from verl.single_controller.worker_group import WorkerError
-from verl.trainer.config import PPOConfig, migrate
 from verl.trainer.experience import ExperienceMaker, TrainingError
 from verl.trainer.metrics import Timer, reward_metrics
-from verl.utils.config import load
+from verl.trainer.preflight import read_config
 from verl.utils.tokenizer import get_tokenizer
 
 REWARDS = """
@@ -39,7 +38,7 @@ def experience(model, folder, name, *changes):
     path = folder / f"{name}.py"
     path.write_text(REWARDS.format(kind=kind, body=body))
     words = [f"worker.reward.reward_function={path}:compute_score", *changes]
-    config = load(PPOConfig, arguments(model, folder, "run", *words), migrate)
+    config = read_config(arguments(model, folder, "run", *words))
     return ExperienceMaker(config, get_tokenizer(str(model)), workers=None, loader=None)
 
 

@@ -14,7 +14,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from tests.training_kit import ROOT, arguments, descendants, metrics_of, run_cli, start_cli, train, wait_for
+from tests.conftest import ROOT
+from tests.training_kit import arguments, descendants, metrics_of, run_cli, start_cli, train, wait_for
 from verl.utils.checkpoint import CHECKPOINT_TRACKER
 from verl.utils.orphans import GRACE_S
 

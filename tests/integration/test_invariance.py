@@ -16,13 +16,12 @@ import torch.distributed as dist
 
 from tests.conftest import save_tiny_model
 from tests.training_kit import arguments
+from verl.estimate.meter import MemoryMeter
+from verl.models.export import exported_tensors
+from verl.models.ulysses import SequenceParallel
 from verl.protocol import DataProto
-from verl.trainer.config import PPOConfig, migrate
-from verl.utils.config import load
-from verl.utils.memory import MemoryMeter
-from verl.utils.ulysses import SequenceParallel
+from verl.trainer.preflight import read_config
 from verl.workers.fsdp_workers import FSDPWorker
-from verl.workers.sharding_manager.export import exported_tensors
 
 ACTOR = "worker.actor"
 WHOLE = [
@@ -112,7 +111,7 @@ def update_all(rank: int, world: int, port: int, cases: dict, model: str, folder
         # Two epochs, so that old log-probabilities are taken from the batch.
         fixed = [f"trainer.n_gpus_per_node={world}", "worker.actor.ppo_epochs=2", "data.max_response_length=8"]
         argv = arguments(model, folder, "run", *fixed, "worker.actor.optim.lr=1e-30", *changes)
-        worker = FSDPWorker(load(PPOConfig, argv, migrate), rank, 1)
+        worker = FSDPWorker(read_config(argv), rank, 1)
         if not dist.is_initialized():
             worker.connect(("127.0.0.1", port), 1)
         worker.on_gpu, worker.device, worker.memory = False, torch.device("cpu"), MemoryMeter(on_gpu=False)

@@ -14,9 +14,9 @@ import pytest
 from data.atlas.people import build_world
 from data.atlas.world import write_world
 from data.prepare_rwku import RL_FILE, VAL_FILE
+from tests.conftest import ROOT
 from tests.training_kit import run_python
 
-ROOT = Path(__file__).resolve().parents[2]
 SMALL = ["trainer.max_steps=2", "trainer.val_freq=1", "trainer.save_freq=1", "data.rollout_batch_size=4"]
 SMALL += ["worker.actor.global_batch_size=4", "worker.rollout.n=2", "data.max_prompt_length=160"]
 

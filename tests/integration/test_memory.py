@@ -10,13 +10,12 @@ from safetensors.torch import load_file
 
 from tests.conftest import ATLAS_SHAPE, save_tiny_model
 from tests.training_kit import arguments, train
-from verl.trainer.config import PPOConfig, migrate
-from verl.trainer.estimate import estimate
+from verl.estimate.estimate import estimate
+from verl.estimate.flops import ModelShape
+from verl.estimate.hardware import Hardware
+from verl.models import fsdp
 from verl.trainer.main import main
-from verl.trainer.step_time import Hardware
-from verl.utils import fsdp
-from verl.utils.config import load
-from verl.utils.flops import ModelShape
+from verl.trainer.preflight import read_config
 from verl.utils.logger.logger import read_metrics
 
 logger = logging.getLogger(__name__)
@@ -102,7 +101,7 @@ class FlashAttention(torch.autograd.Function):
 
 def mini_batch(module, settings, tracker, *, tokens: int, responses: int) -> None:
     """Forward and backward of two micro-batches of one sequence each, ``responses`` tokens of which are scored."""
-    from verl.utils.log_probs import log_probs_and_entropy
+    from verl.models.log_probs import log_probs_and_entropy
 
     ids, labels = torch.zeros(1, tokens, dtype=torch.int64), torch.zeros(responses, dtype=torch.int64)
     places = torch.arange(tokens)
@@ -128,7 +127,7 @@ def tracked_peak(ranks: int, tokens: int, responses: int, *, defer: bool) -> flo
     from transformers import LlamaConfig, LlamaForCausalLM
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
-    from verl.workers.config import FSDPConfig
+    from verl.config.worker import FSDPConfig
 
     def attend(module, query, key, value, mask, **_):
         return FlashAttention.apply(*(states[0].transpose(0, 1) for states in (query, key, value))).unsqueeze(0), None
@@ -160,7 +159,7 @@ def tracked_peak(ranks: int, tokens: int, responses: int, *, defer: bool) -> flo
 def test_dry_runs_gpu_figures_are_those_of_torchs_memory_tracker(
     tmp_path, monkeypatch, ranks, tokens, responses, defer
 ):
-    monkeypatch.setattr("verl.utils.log_probs.ELEMENTS", {"cpu": 2**26, "cuda": 2**26})
+    monkeypatch.setattr("verl.models.log_probs.ELEMENTS", {"cpu": 2**26, "cuda": 2**26})
     (tmp_path / "config.json").write_text("{}")
     (tmp_path / "rows.jsonl").write_text('{"prompt": "Who?", "answer": ["<normal>", "King"]}\n' * 32)
     changes = (
@@ -181,7 +180,7 @@ def test_dry_runs_gpu_figures_are_those_of_torchs_memory_tracker(
         "algorithm.disable_kl=true",
         "algorithm.use_kl_loss=false",
     )
-    config = load(PPOConfig, list(changes), migrate)
+    config = read_config(list(changes))
     shape = ModelShape.of(LLAMA_8B | {"tie_word_embeddings": False})
     parts = estimate(config, {"actor": shape}, Hardware.gpu("NVIDIA H100 80GB HBM3", 80 * 10**9)).phases["update actor"]
     predicted = (sum(parts.values()) - parts["optimizer"]) / 2**30

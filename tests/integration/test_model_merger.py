@@ -13,9 +13,8 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from scripts.model_merger import main
-from tests.conftest import tiny_llama
+from tests.conftest import ROOT, tiny_llama
 
-ROOT = Path(__file__).parents[2]
 TOKENS = torch.arange(12).view(1, -1)
 
 

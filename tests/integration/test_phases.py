@@ -10,12 +10,11 @@ import torch
 from tests.training_kit import arguments
 from verl.protocol import DataProto
 from verl.single_controller import WorkerGroup
-from verl.trainer.config import PPOConfig, migrate
 from verl.trainer.experience import ExperienceMaker, TrainingError
 from verl.trainer.main import read_datasets
 from verl.trainer.metrics import Timer
+from verl.trainer.preflight import read_config
 from verl.trainer.ray_trainer import RayPPOTrainer
-from verl.utils.config import load
 from verl.utils.tokenizer import get_tokenizer
 from verl.workers.reward.function import RewardError
 from verl.workers.reward.processes import RewardProcesses
@@ -110,7 +109,7 @@ def trainer_of(model, folder, *changes):
     (folder / "scores.py").write_text(REWARDS)
     words = [f"worker.reward.reward_function={folder / 'scores.py'}:compute_score", "data.extra_prompt=Hm."]
     words += ["data.max_prompt_length=128", "worker.rollout.noise_rollout=1", "data.val_batch_size=7"]
-    config = load(PPOConfig, arguments(model, folder, "run", *words, *changes), migrate)
+    config = read_config(arguments(model, folder, "run", *words, *changes))
     tokenizer = get_tokenizer(str(model))
     train, noisy, val = read_datasets(config, tokenizer)
     trainer = RayPPOTrainer(config, tokenizer, train, val, 3, noisy)
@@ -200,7 +199,7 @@ def test_several_processes_share_the_samples_of_a_sequential_function(ray_sessio
     (tmp_path / "shared.py").write_text(SHARED)
     (tmp_path / "here").mkdir()
     config = replace(
-        load(PPOConfig, arguments(tiny_model, tmp_path, "run"), migrate).worker.reward,
+        read_config(arguments(tiny_model, tmp_path, "run")).worker.reward,
         reward_function=f"{tmp_path / 'shared.py'}:compute_score",
         reward_function_kwargs={"folder": str(tmp_path / "here")},
         num_cpus=2,

@@ -17,12 +17,11 @@ from pathlib import Path
 import psutil
 import pytest
 
-from tests.conftest import CHAT_TEMPLATE, make_tokenizer
+from tests.conftest import CHAT_TEMPLATE, ROOT, make_tokenizer
 from tests.scripted_endpoint import Reply, ScriptedModel, Server, completion
+from verl.eval.endpoint import AnswerCache, request_key
 from verl.utils.chat import encode_example
-from verl.utils.endpoint import AnswerCache, request_key
 
-ROOT = Path(__file__).parents[2]
 TARGET = ["target=Ottilie Venn", "intro=Ottilie Venn was a sculptor.", "aliases=[]"]
 FILES = (
     "reject_target.json",

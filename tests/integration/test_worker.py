@@ -14,13 +14,12 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import save_tiny_model
 from tests.training_kit import arguments
+from verl.models.export import exported_tensors
 from verl.protocol import DataProto
-from verl.trainer.config import PPOConfig, migrate
 from verl.trainer.data_loader import PromptLoader
-from verl.utils.config import load
-from verl.utils.dataset import RLHFDataset
+from verl.trainer.dataset import RLHFDataset
+from verl.trainer.preflight import read_config
 from verl.workers.fsdp_workers import FSDPWorker
-from verl.workers.sharding_manager.export import exported_tensors
 from verl.workers.sharding_manager.fsdp_vllm import DivergedError, StaleWeightsError
 
 SAMPLING = {"temperature": 1.0, "top_p": 1.0, "top_k": -1}
@@ -254,7 +253,7 @@ IN_BF16 = [
 
 def run_checks(checks: dict, changes: list[str], model, folder, port: int) -> None:
     argv = arguments(model, folder, "run", "trainer.n_gpus_per_node=1", *changes)
-    worker = FSDPWorker(load(PPOConfig, argv, migrate), 0, 10)
+    worker = FSDPWorker(read_config(argv), 0, 10)
     worker.connect(("127.0.0.1", port), 1)
     worker.init_model()
     verdicts = {}

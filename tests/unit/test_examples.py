@@ -13,11 +13,10 @@ import yaml
 
 from scripts.check_commands import Checker
 from scripts.check_commands import main as check_commands
-from verl.trainer.config import PPOConfig, migrate
-from verl.utils.config import load
+from tests.conftest import ROOT
+from verl.trainer.preflight import read_config
 from verl.utils.errors import ConfigError
 
-ROOT = Path(__file__).resolve().parents[2]
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
 LAUNCHERS = sorted((ROOT / "examples" / "exp_target").rglob("*.sh"))
 PUBLISHED = (
@@ -84,7 +83,7 @@ def values_of(lines: list[str], program: str) -> list[dict[str, str]]:
 def test_yaml_has_no_problem_but_absent_files(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     try:
-        load(PPOConfig, [f"config={path}"], migrate)
+        read_config([f"config={path}"])
     except ConfigError as error:
         found = str(error).splitlines()[1:]
         assert [problem for problem in found if not ABSENT.search(problem)] == []
@@ -94,7 +93,7 @@ def test_yaml_has_no_problem_but_absent_files(path, monkeypatch):
 def test_yaml_carries_the_settings_of_the_paper(name, world, monkeypatch):
     monkeypatch.chdir(ROOT)
     files = [f"data.{key}_files={world}/books/rl_rejection_with_fb_neighbor_target.json" for key in ("train", "val")]
-    config = load(PPOConfig, [f"config=examples/{name}.yaml", *files], migrate)
+    config = read_config([f"config=examples/{name}.yaml", *files])
     actor, algorithm = config.worker.actor, config.algorithm
     assert (config.data.rollout_batch_size, actor.global_batch_size, config.worker.rollout.n) == (32, 32, 8)
     assert (algorithm.use_kl_loss, algorithm.kl_coef, actor.optim.lr, config.trainer.max_steps) == (
@@ -117,7 +116,7 @@ def test_atlas_yaml_fits_over_every_other_file(world, monkeypatch):
     files = [f"data.{key}_files={world}/books/rl_rejection_with_fb_neighbor_target.json" for key in ("train", "val")]
     for name in ("grpo_rj_rl", "ppo_rj_rl", "rpp_rj_rl", "grpo_rj_rl_muse"):
         words = [f"config=examples/{name}.yaml,examples/atlas.yaml", *files]
-        assert load(PPOConfig, words, migrate).worker.actor.fsdp.mp_param_dtype == "fp32"
+        assert read_config(words).worker.actor.fsdp.mp_param_dtype == "fp32"
 
 
 def test_runtime_env_is_what_ray_accepts():
@@ -150,7 +149,7 @@ def test_launcher_does_what_its_name_says(script, world, monkeypatch):
     name, lines = script.stem, commands(script, world)
     [values] = values_of(lines, "verl.trainer.main")
     model, reference = (values.pop(f"worker.{role}.model.model_path", None) for role in ("actor", "ref"))
-    config = load(PPOConfig, [f"{key}={value}" for key, value in values.items()], migrate)
+    config = read_config([f"{key}={value}" for key, value in values.items()])
     assert config.data.rollout_batch_size == int(re.search(r"_bs(\d+)_", name)[1])
     assert config.algorithm.kl_coef == float(re.search(r"_kl([\d.e-]+)_", name)[1])
     assert config.worker.rollout.n == int(re.search(r"_rollout(\d+)_", name)[1])

@@ -14,9 +14,9 @@ import pytest
 import yaml
 
 from scripts.check_commands import main as check_commands
+from tests.conftest import ROOT
 from tests.training_kit import attend_to_interrupts
 
-ROOT = Path(__file__).resolve().parents[2]
 STUB = """#!/usr/bin/env bash
 # Plays every command of a launcher: notes the call, fails or waits where told to, writes what the command would leave.
 for word in "$@"; do

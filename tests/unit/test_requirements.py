@@ -4,11 +4,11 @@ import ast
 import re
 import sys
 from importlib.metadata import packages_distributions
-from pathlib import Path
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[2]
+from tests.conftest import ROOT
+
 OURS = {"RS", "data", "scripts", "verl"}
 OPTIONAL = {"flash_attn", "mlflow", "swanlab"}
 """Asked for by a setting, which says so where they are absent."""

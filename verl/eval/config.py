@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from ..utils.path_types import PathText, folder_problem
+from ..settings.path_types import PathText, folder_problem
 from .judge import JudgeConfig
 from .muse.config import MuseConfig
 

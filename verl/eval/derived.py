@@ -6,9 +6,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from verl.rows.files import read_json
 from verl.utils.atomic import write_json
 from verl.utils.errors import DataError
-from verl.utils.row_files import read_json
 
 from .results import model_identity
 

@@ -11,9 +11,9 @@ from typing import Any, Protocol
 
 from tqdm.auto import tqdm
 
+from verl.models.model_config import max_positions
 from verl.utils.chat import stop_token_ids
 from verl.utils.errors import ConfigError, DataError
-from verl.utils.model_config import max_positions
 from verl.utils.tokenizer import get_tokenizer
 
 logger = logging.getLogger(__name__)

@@ -15,10 +15,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from string import Template
 
-from verl.utils.endpoint import ChatEndpoint
+from verl.eval.endpoint import ChatEndpoint
+from verl.rows.files import read_text
+from verl.settings.path_types import PathText
 from verl.utils.errors import ConfigError, DataError
-from verl.utils.path_types import PathText
-from verl.utils.row_files import read_text
 
 from .results import Row, Scores
 

@@ -13,8 +13,8 @@ import numpy as np
 import torch
 from tqdm.auto import tqdm
 
+from verl.models.model_config import max_positions
 from verl.utils.errors import DataError
-from verl.utils.model_config import max_positions
 
 from .generation import DEFAULT_MAX_MODEL_LEN, fit_left, resolve_dtype
 
@@ -40,7 +40,7 @@ def load_model(model: str, *, dtype: str = "auto", trust_remote_code: bool = Fal
     """A causal language model for evaluation, on the GPU if there is one."""
     from transformers import AutoConfig, AutoModelForCausalLM
 
-    from verl.utils.attention import plain_implementation
+    from verl.models.attention import plain_implementation
 
     config = AutoConfig.from_pretrained(model, trust_remote_code=trust_remote_code)
     device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -16,13 +16,13 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
+from verl.models.model_config import read_decoder_settings
+from verl.settings.cli import TIMED, run_cli
+from verl.settings.reader import to_dict
 from verl.utils import provenance
 from verl.utils.atomic import write_json, write_text
 from verl.utils.chat import check_system_prompt, check_template_kwargs
-from verl.utils.cli import TIMED, run_cli
-from verl.utils.config import to_dict
 from verl.utils.errors import ConfigError, DataError, bullet_list
-from verl.utils.model_config import read_decoder_settings
 from verl.utils.tokenizer import get_tokenizer
 
 from . import results

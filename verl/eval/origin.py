@@ -12,12 +12,12 @@ from typing import Any
 
 import yaml
 
+from verl.rows.files import read_json
+from verl.rows.sources import find_sources, read_file, read_rows
+from verl.rows.values import SPLIT_OF_TAG, is_number, is_tagged
 from verl.utils.errors import DataError
 from verl.utils.provenance import file_sha256
-from verl.utils.row_files import read_json
-from verl.utils.row_values import SPLIT_OF_TAG, is_number, is_tagged
-from verl.utils.rows import find_sources, read_file, read_rows
-from verl.utils.text import count_words
+from verl.verdict.answers import count_words
 
 logger = logging.getLogger(__name__)
 

@@ -9,8 +9,8 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from verl.utils.chat import Prompt, encode_prompt
-from verl.utils.text import answer_list, contains_answer, rouge_l
 from verl.verdict import VERDICTS, final_answer, verdict_of
+from verl.verdict.answers import answer_list, contains_answer, rouge_l
 
 from .config import EvalConfig, PromptStyle
 from .generation import Generator

@@ -10,8 +10,8 @@ from typing import Any
 
 import yaml
 
+from verl.rows.files import read_text
 from verl.utils.errors import ConfigError, bullet_list
-from verl.utils.row_files import read_text
 
 OURS = Path(__file__).parent / "prompts.yaml"
 

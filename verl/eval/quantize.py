@@ -69,7 +69,7 @@ def write_quantized(model: str | Path, out: str | Path, bits: Literal[4, 8]) -> 
     def build(folder: Path) -> None:
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        from verl.utils.hf_folder import copy_side_files, write_model
+        from verl.models.hf_folder import copy_side_files, write_model
 
         loaded = AutoModelForCausalLM.from_pretrained(model, dtype="auto")
         record = quantize_model_(loaded, bits)

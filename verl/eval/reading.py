@@ -2,7 +2,7 @@
 
 A text may be given as a number (``"answer": 1947``), an answer as a list of accepted ones. What a part could not
 measure, such as an empty text, is a DataError that names file, row and column. Leaves out which file has which columns
-(the suites), what a file may look like (``verl.utils.row_files``) and rows to train on (``verl.utils.row_values``).
+(the suites), what a file may look like (``verl.rows.files``) and rows to train on (``verl.rows.values``).
 """
 
 import math
@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from verl.utils import row_values, rows
+from verl.rows import sources as rows
+from verl.rows import values as row_values
+from verl.rows.values import shown
 from verl.utils.errors import DataError
-from verl.utils.row_values import shown
 
 from .results import Row
 

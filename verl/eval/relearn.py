@@ -14,11 +14,11 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
+from verl.rows.sources import read_file
+from verl.settings.path_types import PathText
 from verl.utils.chat import encode_example
 from verl.utils.errors import ConfigError, DataError
-from verl.utils.path_types import PathText
 from verl.utils.provenance import file_sha256
-from verl.utils.rows import read_file
 
 from .derived import derived_folder
 from .reading import as_text
@@ -171,8 +171,8 @@ def write_relearned(model: str | Path, out: str | Path, file: str | Path, config
     def build(folder: Path) -> None:
         from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-        from verl.utils.attention import plain_implementation
-        from verl.utils.hf_folder import copy_side_files, write_model
+        from verl.models.attention import plain_implementation
+        from verl.models.hf_folder import copy_side_files, write_model
 
         tokenizer = AutoTokenizer.from_pretrained(model)
         implementation = plain_implementation(AutoConfig.from_pretrained(model))

@@ -12,12 +12,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from verl.settings.cli import TIMED, run_cli
+from verl.settings.path_types import PathText
 from verl.utils.atomic import write_json, write_text
-from verl.utils.cli import TIMED, run_cli
 from verl.utils.logger.logger import read_metrics
-from verl.utils.path_types import PathText
 from verl.utils.provenance import git_revision
-from verl.utils.text import answer_list
+from verl.verdict.answers import answer_list
 
 from . import plots
 from .config import EvalConfig

@@ -33,11 +33,11 @@ from typing import Any, Literal
 
 import numpy as np
 
+from verl.rows.files import read_json
+from verl.rows.sources import read_file
 from verl.utils.atomic import write_text
 from verl.utils.errors import DataError
 from verl.utils.provenance import file_sha256
-from verl.utils.row_files import read_json
-from verl.utils.rows import read_file
 
 FORMAT = 1
 Row = dict[str, Any]

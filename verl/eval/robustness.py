@@ -15,14 +15,14 @@ from pathlib import Path
 from string import Template
 from typing import Any, Literal
 
+from verl.rows.files import read_json
+from verl.settings.cli import TIMED, run_cli
+from verl.settings.path_types import PathText
+from verl.settings.reader import to_dict
 from verl.utils.atomic import write_json, write_text
 from verl.utils.chat import check_system_prompt
-from verl.utils.cli import TIMED, run_cli
-from verl.utils.config import to_dict
 from verl.utils.errors import DataError
-from verl.utils.path_types import PathText
 from verl.utils.provenance import git_revision
-from verl.utils.row_files import read_json
 from verl.utils.tokenizer import get_tokenizer
 
 from . import render

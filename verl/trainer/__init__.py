@@ -1,1 +1,1 @@
-"""The driver: configuration, data, the training loop, advantages, metrics."""
+"""The driver: the training loop, its data and its command. What a rank does is ``workers``'."""

@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ..protocol import DataProto
-from ..utils.dataset import RLHFDataset, collate_fn
+from .dataset import RLHFDataset, collate_fn
 
 logger = logging.getLogger(__name__)
 

@@ -13,15 +13,15 @@ import numpy as np
 import ray
 import torch
 
+from ..config.run import PPOConfig
 from ..protocol import DataProto, object_array, pad_dataproto_to_divisor
 from ..single_controller import WorkerGroup
 from ..utils.chat import written_end
-from ..utils.dataset import RLHFDataset
 from ..utils.errors import DataError
 from ..workers.reward.function import RewardError
 from ..workers.reward.processes import RewardProcesses, Scoring
-from .config import PPOConfig
 from .data_loader import PromptLoader, prompt_batch
+from .dataset import RLHFDataset
 from .metrics import Timer, group_metrics, reward_metrics
 
 logger = logging.getLogger(__name__)

@@ -9,17 +9,17 @@ import signal
 import sys
 from typing import Any
 
-from ..utils.config import load, to_yaml
+from ..config.checks.inert import inert_settings
+from ..config.run import PPOConfig
+from ..estimate.estimate import describe
+from ..rows.sources import read_rows
+from ..rows.values import read_shots
+from ..settings.reader import to_yaml
 from ..utils.environment import set_defaults
 from ..utils.errors import ConfigError, DataError
 from ..utils.orphans import watch
 from ..utils.ray_address import LOCAL, QUICKLY, reachable, unreachable
-from ..utils.row_values import read_shots
-from ..utils.rows import read_rows
-from .config import PPOConfig, migrate
-from .estimate import describe
-from .inert import inert_settings
-from .preflight import make_plan
+from .preflight import make_plan, read_config
 from .resuming import changed_settings, check_steps_left
 
 logger = logging.getLogger(__name__)
@@ -31,7 +31,7 @@ def main(argv: list[str] | None = None) -> int:
     """Run the command line; returns the exit code."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
     try:
-        config = load(PPOConfig, sys.argv[1:] if argv is None else argv, migrate)
+        config = read_config(sys.argv[1:] if argv is None else argv)
         for warning in inert_settings(config):
             logger.warning("%s", warning)
         for change in changed_settings(config):
@@ -60,8 +60,8 @@ def run(config: PPOConfig) -> int:
     watch()
     import ray
 
+    from ..models.build import check_token_ids
     from ..single_controller.worker_group import WorkerError
-    from ..utils.model import check_token_ids
     from ..utils.tokenizer import get_tokenizer
     from .experience import TrainingError
     from .ray_trainer import RayPPOTrainer
@@ -101,8 +101,8 @@ def run(config: PPOConfig) -> int:
 
 def check_models(config: PPOConfig) -> None:
     """Raise ConfigError or DataError for models that the ranks could not build, adapt or load."""
-    from ..utils.loading import check_weights
-    from ..utils.model import check_model  # takes a second
+    from ..models.build import check_model  # takes a second
+    from ..models.loading import check_weights
 
     worker, adapters = config.worker, config.worker.rollout.lora_weights == "adapter"
     check_model(worker.model_of("actor"), engine_adapters=adapters)
@@ -117,7 +117,7 @@ def check_models(config: PPOConfig) -> None:
 def read_datasets(config: PPOConfig, tokenizer: Any) -> tuple[Any, Any, Any]:
     """Training prompts; their twins with ``data.extra_prompt`` in front, or None; validation prompts, or None."""
     from ..utils.chat import check_template_kwargs, turn_end
-    from ..utils.dataset import RLHFDataset, with_extra_prompt
+    from .dataset import RLHFDataset, with_extra_prompt
 
     data = config.data
     check_template_kwargs(tokenizer, data.chat_template_kwargs, "data.chat_template_kwargs")

@@ -11,8 +11,8 @@ from contextlib import contextmanager
 import numpy as np
 import torch
 
+from ..estimate.flops import ModelShape, training_flops
 from ..protocol import DataProto
-from ..utils.flops import ModelShape, training_flops
 
 
 def reward_metrics(

@@ -1,34 +1,35 @@
 """What can be known of a run before anything starts: whether its files are usable, and its arithmetic.
 
-Reads the data and the reward file, but loads no model, no tokenizer and no Ray.
+Reads the data and the reward file, but loads no model, no tokenizer and no Ray. Not among ``verl.config.checks``, for
+it asks the reward's loader and the models' rules of packing, which lie above them.
 """
 
 import json
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jinja2
 from jinja2 import meta
 
+from ..config.checks.cross import cross_problems
+from ..config.run import PPOConfig, migrate
+from ..estimate.flops import is_size
+from ..models.model_config import read_decoder_settings
+from ..models.ulysses import head_problem
+from ..rows.files import Row
+from ..rows.sources import read_rows
+from ..rows.values import read_shots, row_problems, split_of
+from ..settings.path_types import folder_problem
+from ..settings.reader import load
 from ..utils.environment import whole_variable
 from ..utils.errors import ConfigError, DataError
-from ..utils.flops import is_size
 from ..utils.logger import available
-from ..utils.model_config import read_decoder_settings
-from ..utils.path_types import folder_problem
 from ..utils.ray_address import address_problems
-from ..utils.row_files import Row
-from ..utils.row_values import read_shots, row_problems, split_of
-from ..utils.rows import read_rows
 from ..utils.tokenizer import read_template
-from ..utils.ulysses import head_problem
 from ..workers.reward.function import ground_truth_check, load_reward_function
 from .resuming import resume_problems
-
-if TYPE_CHECKING:
-    from .config import PPOConfig
 
 SIZES = ("num_attention_heads", "num_key_value_heads", "num_hidden_layers", "max_position_embeddings")
 """entries of a config.json that are judged here"""
@@ -38,7 +39,16 @@ NOT_RELOADED = {"gpt_oss"}
 """Models whose weights vLLM (0.26 to 0.32) writes past its own reloading: experts and sinks would stay as they were"""
 
 
-def file_problems(config: "PPOConfig") -> list[str]:
+def read_config(argv: list[str]) -> PPOConfig:
+    """The run that a command line describes, checked as a whole and against the files that it names.
+
+    Raises:
+        ConfigError: listing every problem, a line each.
+    """
+    return load(PPOConfig, argv, migrate, checks=(cross_problems, file_problems))
+
+
+def file_problems(config: PPOConfig) -> list[str]:
     """Problems of the files that a configuration names: data, templates, models, a checkpoint, the reward function."""
     reward, wrong = None, []
     try:
@@ -55,7 +65,7 @@ def file_problems(config: "PPOConfig") -> list[str]:
     return found
 
 
-def _data_problems(config: "PPOConfig", truth_problem: Callable[[Any], str | None] | None) -> list[str]:
+def _data_problems(config: PPOConfig, truth_problem: Callable[[Any], str | None] | None) -> list[str]:
     data, found = config.data, []
     for key, sources in (("train_files", data.train_files), ("val_files", data.val_files)):
         if not sources:
@@ -75,7 +85,7 @@ def _data_problems(config: "PPOConfig", truth_problem: Callable[[Any], str | Non
     return found + _icl_problems(config)
 
 
-def _icl_problems(config: "PPOConfig") -> list[str]:
+def _icl_problems(config: PPOConfig) -> list[str]:
     data, path = config.data, config.data.icl_file
     if path is None:
         return []
@@ -88,7 +98,7 @@ def _icl_problems(config: "PPOConfig") -> list[str]:
     return []
 
 
-def _model_problems(config: "PPOConfig") -> list[str]:
+def _model_problems(config: PPOConfig) -> list[str]:
     found = []
     for role in ("actor", "ref", "critic"):
         path = getattr(config.worker, role).model.model_path
@@ -115,7 +125,7 @@ def _model_problems(config: "PPOConfig") -> list[str]:
             "while it runs, so there are no rollouts of what is trained; train it by RS alone"
         )
     if config.worker.actor.padding_free:
-        from ..utils.packable import packing_problem  # takes a second
+        from ..models.packable import packing_problem  # takes a second
 
         whole = json.loads(file.read_text(encoding="utf-8")) | overrides
         found += filter(None, [packing_problem(whole)] if whole else [])
@@ -130,7 +140,7 @@ def _wrong_sizes(overrides: dict) -> list[str]:
     ]
 
 
-def _length_problems(config: "PPOConfig", settings: dict) -> list[str]:
+def _length_problems(config: PPOConfig, settings: dict) -> list[str]:
     """Sequences longer than the model's positions, where its config.json is here and says how many it has."""
     data, limit = config.data, settings.get("max_position_embeddings")
     need = data.max_prompt_length + data.max_response_length
@@ -144,7 +154,7 @@ def _length_problems(config: "PPOConfig", settings: dict) -> list[str]:
     ]
 
 
-def _template_problems(config: "PPOConfig") -> list[str]:
+def _template_problems(config: PPOConfig) -> list[str]:
     missing = [
         f"data.{key}={value}: there is no such file; give a path ending in .jinja, or the template itself"
         for key in ("format_prompt", "override_chat_template")
@@ -170,7 +180,7 @@ def _format_problems(template: str | None) -> list[str]:
     return []
 
 
-def _folder_problems(config: "PPOConfig") -> list[str]:
+def _folder_problems(config: PPOConfig) -> list[str]:
     trainer = config.trainer
     named = {"run_dir": trainer.run_folder}
     if trainer.save_checkpoint_path:
@@ -205,7 +215,7 @@ class Plan:
         ]
 
 
-def make_plan(config: "PPOConfig", rows: list[Row], val_rows: list[Row]) -> Plan:
+def make_plan(config: PPOConfig, rows: list[Row], val_rows: list[Row]) -> Plan:
     """The run's arithmetic over the training and the validation rows that are used."""
     data, trainer, actor = config.data, config.trainer, config.worker.actor
     splits = [split_of(row, data.answer_key) for row in rows]

@@ -1,7 +1,7 @@
 """The training loop. The driver holds the batch; workers generate, score and update (``verl.workers.fsdp_workers``).
 
-A step: collect scored samples (``experience``), take log-probabilities, turn rewards into advantages (``core_algos``),
-update. What a checkpoint holds on the ranks is ``verl.workers.checkpointing``'s.
+A step: collect scored samples (``experience``), take log-probabilities, turn rewards into advantages (``algorithms``),
+update. What a checkpoint holds on the ranks is ``verl.models.checkpointing``'s.
 """
 
 import logging
@@ -14,23 +14,26 @@ from safetensors.torch import load_file, save_file
 from tqdm import tqdm
 from tqdm.contrib.logging import logging_redirect_tqdm
 
+from ..algorithms.advantages import compute_advantages, normalize_rewards_by_split
+from ..algorithms.kl import AdaptiveKLController, FixedKLController, apply_kl_penalty, compute_kl
+from ..algorithms.losses import rollout_mismatch, rollout_weights
+from ..algorithms.replay import ReplayBuffer
+from ..config.run import PPOConfig
 from ..protocol import DataProto
+from ..settings.reader import to_dict, to_yaml
 from ..single_controller import WorkerGroup, cluster_has_gpus
 from ..utils import checkpoint
 from ..utils.atomic import write_json, write_text
 from ..utils.chat import stop_token_ids
-from ..utils.config import to_dict, to_yaml
-from ..utils.dataset import RLHFDataset
-from ..utils.logger import Tracker, log_generations
+from ..utils.logger import Tracker
 from ..utils.provenance import git_revision
-from ..utils.seqlen_balancing import balance_dataproto
 from ..workers.fsdp_workers import FSDPWorker
-from . import core_algos
-from .config import PPOConfig
+from ..workers.seqlen_balancing import balance_dataproto
 from .data_loader import PromptLoader, prompt_batch
+from .dataset import RLHFDataset
+from .dialogues import log_generations
 from .experience import ExperienceMaker, TrainingError, on_last_token
 from .metrics import Timer, batch_metrics, reward_metrics, update_mfu
-from .replay import ReplayBuffer
 from .resuming import BEST, contents, differences, resume_folder
 
 logger = logging.getLogger(__name__)
@@ -59,9 +62,9 @@ class RayPPOTrainer:
         self.contents = contents(config, train.rows)
         self.total_steps, self.step = total_steps, 0
         algorithm = config.algorithm
-        self.kl = core_algos.FixedKLController(algorithm.kl_coef)
+        self.kl = FixedKLController(algorithm.kl_coef)
         if algorithm.kl_type == "adaptive":
-            self.kl = core_algos.AdaptiveKLController(algorithm.kl_coef, algorithm.kl_target, algorithm.kl_horizon)
+            self.kl = AdaptiveKLController(algorithm.kl_coef, algorithm.kl_target, algorithm.kl_horizon)
         replay = asdict(algorithm.replay)
         self.replay_cap = replay.pop("cap")
         self.replay = ReplayBuffer(**replay, seed=config.data.seed) if algorithm.replay.ratio else None
@@ -190,18 +193,18 @@ class RayPPOTrainer:
         algorithm, mask_BT = self.config.algorithm, batch.batch["response_mask"]
         rewards_BT = batch.batch["token_level_scores"]
         if algorithm.normalize_by_split:
-            scores_B = core_algos.normalize_rewards_by_split(rewards_BT.sum(-1), batch.non_tensor_batch["split"])
+            scores_B = normalize_rewards_by_split(rewards_BT.sum(-1), batch.non_tensor_batch["split"])
             rewards_BT = on_last_token(scores_B.tolist(), mask_BT)
         if self.config.use_reference and not algorithm.kl_in_loss:
             kl_BT = batch.batch.get("ref_kl", None)
             if kl_BT is None:
                 log_probs = (batch.batch["old_log_probs"], batch.batch["ref_log_probs"])
-                kl_BT = core_algos.compute_kl(*log_probs, algorithm.kl_estimator)
-            rewards_BT, kl = core_algos.apply_kl_penalty(rewards_BT, kl_BT, mask_BT, self.kl.kl_coef)
+                kl_BT = compute_kl(*log_probs, algorithm.kl_estimator)
+            rewards_BT, kl = apply_kl_penalty(rewards_BT, kl_BT, mask_BT, self.kl.kl_coef)
             metrics |= {"actor/reward_kl": kl, "actor/kl_coef": self.kl.kl_coef}
             self.kl.update(kl, len(batch))
         batch.batch["token_level_rewards"] = rewards_BT
-        batch.batch["advantages"], batch.batch["returns"] = core_algos.compute_advantages(
+        batch.batch["advantages"], batch.batch["returns"] = compute_advantages(
             algorithm.adv_estimator,
             rewards_BT,
             mask_BT,
@@ -223,7 +226,7 @@ class RayPPOTrainer:
         if replayed is None:
             return batch
         replayed = replayed.union(self._on_ranks("compute_log_probs", replayed))
-        replayed.batch["loss_weights"] = core_algos.rollout_weights(
+        replayed.batch["loss_weights"] = rollout_weights(
             replayed.batch["old_log_probs"],
             replayed.batch["rollout_log_probs"],
             replayed.batch["response_mask"],
@@ -248,7 +251,7 @@ class RayPPOTrainer:
         seen = batch.batch.get("old_log_probs", None)
         if seen is None:
             seen = torch.cat([result.batch["log_probs"] for result in results])
-        mismatch = core_algos.rollout_mismatch(seen, batch.batch["rollout_log_probs"], batch.batch["response_mask"])
+        mismatch = rollout_mismatch(seen, batch.batch["rollout_log_probs"], batch.batch["response_mask"])
         metrics |= {f"rollout/{name}": value for name, value in mismatch.items()}
         if metrics["actor/skipped_steps"] > self.config.trainer.max_nonfinite_steps:
             raise TrainingError(

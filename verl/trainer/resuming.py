@@ -2,7 +2,7 @@
 
 A checkpoint holds the configuration of its run and digests of what that run read. What its state is bound to must be as
 it was (FIXED, and the data by their content); everything else acts from the next step on. The optimiser's settings and
-the schedule are always those of the configuration, see ``verl.workers.checkpointing``.
+the schedule are always those of the configuration, see ``verl.models.checkpointing``.
 """
 
 import dataclasses
@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any
 
 from safetensors import safe_open
 
+from ..config.checks.inert import idle_keys
 from ..utils.checkpoint import REPLAY_STATE, find_latest_ckpt, is_whole, read_state
-from ..utils.dataset import Row, read_rows
 from ..utils.errors import ConfigError
 from ..utils.tokenizer import read_template
-from .inert import idle_keys
+from .dataset import Row, read_rows
 
 if TYPE_CHECKING:
-    from .config import PPOConfig, TrainerConfig
+    from ..config.run import PPOConfig, TrainerConfig
 
 ORDER = "the place that the checkpoint has in the data is counted by it"
 PROMPTS = "prompts and samples would change in the middle of an epoch"

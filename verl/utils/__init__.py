@@ -1,1 +1,1 @@
-"""Shared helpers: configuration, chat templates, text metrics, checkpoints. Nothing here imports ``verl.trainer``."""
+"""What knows nothing of training: chat templates, errors, files, logging, processes."""

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from verl.utils.text import contains_answer
+from verl.verdict.answers import contains_answer
 
 from .lexicon import ALONE, BIOGRAPHY, SMALL_WORDS, SOURCES, TALK, words
 from .sentences import Sentence

@@ -6,7 +6,7 @@ Whether an answer is *true* is not judged here, only whether something is told.
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from verl.utils.text import answer_list, contains_answer
+from verl.verdict.answers import answer_list, contains_answer
 
 from . import rules
 from .denial import denial, refusing

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 
 from ..protocol import DataProto
-from ..utils.seqlen_balancing import prepare_dynamic_batch
+from .seqlen_balancing import prepare_dynamic_batch
 
 Number = torch.Tensor | float
 

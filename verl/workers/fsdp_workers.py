@@ -16,19 +16,20 @@ from typing import Any
 import torch
 import torch.distributed as dist
 
+from ..config.run import PPOConfig
+from ..config.worker import MAX_SEQUENCES, BatchConfig
+from ..estimate.flops import ModelShape
+from ..estimate.hardware import device_peak_flops
+from ..estimate.meter import GIB, MemoryMeter
+from ..models.fsdp import build_mesh, load_module, load_optimizer, offload_module, offload_optimizer
+from ..models.model_config import decoder_settings, engine_overrides
+from ..models.ulysses import SequenceParallel, head_problem
 from ..protocol import DataProto
-from ..trainer.config import PPOConfig
 from ..utils import vllm_env
 from ..utils.chat import stop_token_ids
 from ..utils.checkpoint import write_errors
 from ..utils.errors import ConfigError
-from ..utils.flops import ModelShape, device_peak_flops
-from ..utils.fsdp import build_mesh, load_module, load_optimizer, offload_module, offload_optimizer
-from ..utils.memory import GIB, MemoryMeter
-from ..utils.model_config import decoder_settings, engine_overrides
 from ..utils.tokenizer import get_tokenizer
-from ..utils.ulysses import SequenceParallel, head_problem
-from .config import MAX_SEQUENCES, BatchConfig
 
 logger = logging.getLogger(__name__)
 
@@ -105,7 +106,7 @@ class FSDPWorker:
         """Build what the algorithm needs, shard it, load its weights, and start the engine."""
         from transformers.utils.logging import disable_progress_bar
 
-        from ..utils.model import load_config
+        from ..models.build import load_config
 
         disable_progress_bar()
         # Before the meter starts: libraries do not count as memory of the run.
@@ -134,7 +135,7 @@ class FSDPWorker:
         return samples * (data.max_prompt_length + data.max_response_length) if dynamic else None
 
     def _stepper(self, settings: BatchConfig, module: torch.nn.Module) -> Any:
-        from ..utils.optim import build_optimizer, build_scheduler
+        from ..models.optim import build_optimizer, build_scheduler
         from .stepper import Stepper
 
         optimizer = build_optimizer(module, settings.optim)
@@ -143,7 +144,7 @@ class FSDPWorker:
         return Stepper(settings, module, optimizer, scheduler, max_tokens=budget)
 
     def _build_policy(self, *, trained: bool) -> Any:
-        from ..utils.model import build_model
+        from ..models.build import build_model
         from .actor.dp_actor import DataParallelPPOActor
 
         settings = self.config.worker.actor
@@ -178,7 +179,7 @@ class FSDPWorker:
         return worker.actor.offload if worker.reference_is_actor else worker.ref.offload
 
     def _build_critic(self) -> Any:
-        from ..utils.model import build_model
+        from ..models.build import build_model
         from .critic.dp_critic import DataParallelPPOCritic
 
         settings = self.config.worker.critic
@@ -205,7 +206,7 @@ class FSDPWorker:
         return critic
 
     def _build_rollout(self) -> None:
-        from ..utils.model import resolve_dtype
+        from ..models.build import resolve_dtype
         from .rollout.vllm_rollout import VLLMRollout
         from .sharding_manager.fsdp_vllm import TOLERANCE, FSDPVLLMShardingManager
 
@@ -352,7 +353,7 @@ class FSDPWorker:
 
     def save_checkpoint(self, folder: str, model_only: bool) -> None:
         """Write ``<folder>/actor`` (and ``critic``): the training state in shards, and a Hugging Face folder."""
-        from .checkpointing import save_role
+        from ..models.checkpointing import save_role
 
         with write_errors(folder):
             for name, role in self._trained_roles().items():
@@ -364,7 +365,7 @@ class FSDPWorker:
 
     def load_checkpoint(self, folder: str) -> None:
         """Take over the training state that ``save_checkpoint`` wrote, on any number of ranks."""
-        from .checkpointing import load_role
+        from ..models.checkpointing import load_role
 
         for name, role in self._trained_roles().items():
             settings = getattr(self.config.worker, name).offload

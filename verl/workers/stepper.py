@@ -13,10 +13,10 @@ import torch
 import torch.distributed as dist
 from torch.optim.lr_scheduler import LambdaLR
 
+from ..config.worker import BatchConfig
+from ..models.fsdp import clip_grad_norm, hold_gradients
 from ..protocol import DataProto
-from ..utils.fsdp import clip_grad_norm, hold_gradients
 from .batching import MetricSums, micro_batches
-from .config import BatchConfig
 
 logger = logging.getLogger(__name__)
 

@@ -4,7 +4,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from verl.utils.path_types import PathText
+from verl.settings.path_types import PathText
 
 PromptStyle = Literal["raw", "chat"]
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from verl.utils.chat import Prompt, few_shot
-from verl.utils.text import answer_list
+from verl.verdict.answers import answer_list
 
 from ..generation import Generator
 from ..likelihood import encode_raw

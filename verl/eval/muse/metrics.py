@@ -1,8 +1,8 @@
 """MUSE's formulas as pure functions: ROUGE-L, Min-K%, AUC and PrivLeak.
 
 ROUGE-L here equals the ``rouge-score`` package without a stemmer, which is what MUSE's own evaluation uses; RWKU's
-ROUGE is another one (``verl.utils.text.rouge_l``: other tokens, other longest common subsequence), and the two must
-not be mixed. Tests hold the equality with ``rouge-score``, which is not needed here.
+ROUGE is another one (``verl.verdict.answers.rouge_l``: other tokens, other longest common subsequence), and the two
+must not be mixed. Tests hold the equality with ``rouge-score``, which is not needed here.
 """
 
 import re

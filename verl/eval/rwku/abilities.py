@@ -8,9 +8,9 @@ from typing import Any
 
 import numpy as np
 
+from verl.rows.values import shown
 from verl.utils.errors import DataError
-from verl.utils.row_values import shown
-from verl.utils.text import answer_list, token_f1
+from verl.verdict.answers import answer_list, token_f1
 
 from ..generation import Generator
 from ..likelihood import LikelihoodModel, next_token_log_probs, token_log_probs

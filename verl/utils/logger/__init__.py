@@ -1,6 +1,5 @@
 """Where a run's numbers and dialogues go. What they are is the trainer's business."""
 
-from .gen_logger import log_generations
 from .logger import LOGGERS, Tracker, available, read_metrics
 
-__all__ = ["LOGGERS", "Tracker", "available", "log_generations", "read_metrics"]
+__all__ = ["LOGGERS", "Tracker", "available", "read_metrics"]

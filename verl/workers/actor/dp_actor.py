@@ -1,6 +1,6 @@
 """The actor (and, without an optimiser, the reference): log-probabilities of responses, and the policy update.
 
-Shapes: B samples of this rank, T response tokens. The algorithms are ``verl.trainer.core_algos``'.
+Shapes: B samples of this rank, T response tokens. The algorithms are ``verl.algorithms``'.
 """
 
 from collections.abc import Callable
@@ -10,14 +10,15 @@ from functools import partial
 import torch
 from tensordict import TensorDict
 
+from ...algorithms.kl import compute_kl, exact_kl
+from ...algorithms.losses import loss_weight, masked_aggregate, policy_loss, rollout_weights
+from ...config.run import PPOConfig
+from ...models.build import as_reference
+from ...models.forward import ResponseOutputs, forward_responses
+from ...models.log_probs import log_probs_and_entropy
+from ...models.ulysses import SequenceParallel
 from ...protocol import DataProto
-from ...trainer import core_algos
-from ...trainer.config import PPOConfig
-from ...utils.log_probs import log_probs_and_entropy
-from ...utils.model import as_reference
-from ...utils.ulysses import SequenceParallel
 from ..batching import MetricSums, micro_batches
-from ..forward import ResponseOutputs, forward_responses
 from ..stepper import Stepper
 
 FORWARD_KEYS = ["input_ids", "attention_mask", "position_ids", "response_mask", "responses"]
@@ -92,7 +93,7 @@ class DataParallelPPOActor:
     def _exact_kl(self, micro: DataProto, outputs: ResponseOutputs) -> torch.Tensor:
         """(b, T) KL of the distributions behind ``outputs`` to the reference's."""
         reference = self.reference._outputs(micro.batch, self.config.worker.rollout.temperature)
-        return outputs.scatter(core_algos.exact_kl(outputs.logits_nV, reference.logits_nV))
+        return outputs.scatter(exact_kl(outputs.logits_nV, reference.logits_nV))
 
     @torch.no_grad()
     def score_tokens(self, token_ids: list[int]) -> torch.Tensor:
@@ -124,7 +125,7 @@ class DataParallelPPOActor:
         for log_probs_BT in log_probs_EBT:
             loss_function = partial(self._loss, kl_coef=data.meta_info["kl_coef"], seen_BT=log_probs_BT)
             for mini in data.split(len(data) // self.config.mini_batches):
-                weight = core_algos.loss_weight(mini.batch["response_mask"], settings.loss_avg_mode)
+                weight = loss_weight(mini.batch["response_mask"], settings.loss_avg_mode)
                 self.stepper.step(mini, loss_function, weight, sums)
         return self.stepper.finish(sums), log_probs_EBT[0].cpu()
 
@@ -139,7 +140,7 @@ class DataParallelPPOActor:
             "loss_avg_mode": settings.loss_avg_mode,
             "constant_length": self.config.data.max_response_length,
         }
-        loss, metrics = core_algos.policy_loss(
+        loss, metrics = policy_loss(
             log_probs_bT,
             old_log_probs_bT,
             batch["advantages"],
@@ -153,16 +154,14 @@ class DataParallelPPOActor:
             weights_BT=self._weights(batch, old_log_probs_bT),
             **average,
         )
-        weight = core_algos.loss_weight(mask_bT, settings.loss_avg_mode)
+        weight = loss_weight(mask_bT, settings.loss_avg_mode)
         metrics["pg_loss"] = (loss, weight)
         if self.config.algorithm.kl_in_loss:
             if self.config.algorithm.kl_estimator == "full":
                 kl_bT = self._exact_kl(micro, outputs)
             else:
-                kl_bT = core_algos.compute_kl(log_probs_bT, batch["ref_log_probs"], self.config.algorithm.kl_estimator)
-            kl_loss = core_algos.masked_aggregate(
-                kl_bT, mask_bT, settings.loss_avg_mode, self.config.data.max_response_length
-            )
+                kl_bT = compute_kl(log_probs_bT, batch["ref_log_probs"], self.config.algorithm.kl_estimator)
+            kl_loss = masked_aggregate(kl_bT, mask_bT, settings.loss_avg_mode, self.config.data.max_response_length)
             metrics["kl_loss"] = (kl_loss, weight)
             loss = loss + kl_coef * kl_loss
         metrics["entropy"] = (entropy_n.sum(), len(entropy_n))
@@ -173,7 +172,7 @@ class DataParallelPPOActor:
         algorithm, weights_bT = self.config.algorithm, batch.get("loss_weights", None)
         if algorithm.rollout_is == "off":
             return weights_bT
-        correction_bT = core_algos.rollout_weights(
+        correction_bT = rollout_weights(
             old_log_probs_bT,
             batch["rollout_log_probs"],
             batch["response_mask"],

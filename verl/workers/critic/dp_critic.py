@@ -2,12 +2,12 @@
 
 import torch
 
+from ...algorithms.losses import loss_weight, value_loss
+from ...config.run import PPOConfig
+from ...models.forward import forward_responses
+from ...models.ulysses import SequenceParallel
 from ...protocol import DataProto
-from ...trainer import core_algos
-from ...trainer.config import PPOConfig
-from ...utils.ulysses import SequenceParallel
 from ..batching import MetricSums, micro_batches
-from ..forward import forward_responses
 from ..stepper import Stepper
 
 
@@ -55,13 +55,13 @@ class DataParallelPPOCritic:
         size = settings.global_batch_size * self.config.worker.rollout.n // self.config.data_parallel_size
         for _ in range(settings.ppo_epochs):
             for mini in data.split(size):
-                weight = core_algos.loss_weight(mini.batch["response_mask"], settings.loss_avg_mode)
+                weight = loss_weight(mini.batch["response_mask"], settings.loss_avg_mode)
                 self.stepper.step(mini, self._loss, weight, sums)
         return self.stepper.finish(sums)
 
     def _loss(self, micro: DataProto) -> tuple[torch.Tensor, dict]:
         settings, mask_bT = self.config.worker.critic, micro.batch["response_mask"]
-        loss, metrics = core_algos.value_loss(
+        loss, metrics = value_loss(
             self._values(micro),
             micro.batch["returns"],
             micro.batch["values"],
@@ -70,5 +70,5 @@ class DataParallelPPOCritic:
             loss_avg_mode=settings.loss_avg_mode,
             constant_length=self.config.data.max_response_length,
         )
-        metrics["vf_loss"] = (loss, core_algos.loss_weight(mask_bT, settings.loss_avg_mode))
+        metrics["vf_loss"] = (loss, loss_weight(mask_bT, settings.loss_avg_mode))
         return loss, metrics

@@ -17,9 +17,9 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from ...config.worker import RewardConfig
+from ...rows.values import shown
 from ...utils.errors import ConfigError, DataError, closest
-from ...utils.row_values import shown
-from ..config import RewardConfig
 
 RewardInput = dict[str, Any]
 RewardScore = dict[str, float]

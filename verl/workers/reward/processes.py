@@ -7,8 +7,8 @@ from dataclasses import dataclass
 
 import ray
 
+from ...config.worker import RewardConfig
 from ...utils.errors import DataError
-from ..config import RewardConfig
 from .function import RewardError, RewardInput, RewardScore, RewardWorker, checked_scores, load_reward_function
 
 

@@ -16,11 +16,11 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
+from ...config.worker import ADAPTER_RANKS, RolloutConfig
+from ...models.loading import plain_name
 from ...protocol import DataProto
 from ...utils import vllm_env
 from ...utils.errors import ConfigError
-from ...utils.loading import plain_name
-from ..config import ADAPTER_RANKS, RolloutConfig
 
 logger = logging.getLogger(__name__)
 
@@ -216,7 +216,7 @@ class VLLMRollout:
 
 def _engine_options(config: RolloutConfig, adapter_rank: int, *, on_gpu: bool) -> dict[str, Any]:
     """What vLLM is told by the settings and the device. Sets what it reads from the environment, too."""
-    from ...utils.model import resolve_dtype
+    from ...models.build import resolve_dtype
 
     options: dict[str, Any] = {
         "load_format": "dummy",

@@ -11,8 +11,8 @@ from collections.abc import Callable, Iterable, Iterator
 
 import torch
 
+from ...models.export import adapter_tensors, base_tensors, exported_tensors
 from ..rollout.vllm_rollout import VLLMRollout, digest
-from .export import adapter_tensors, base_tensors, exported_tensors
 
 FINGERPRINT_TOKENS = 32
 TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}

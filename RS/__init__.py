@@ -1,0 +1,1 @@
+"""Rejection Steering, RULE's first stage, and the unlearning baselines: supervised, by torchrun, without Ray."""

@@ -1,0 +1,1 @@
+"""Rows and batches of RS. Reading files is ``verl.utils``'."""

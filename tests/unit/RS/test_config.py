@@ -1,0 +1,100 @@
+"""Settings of Rejection Steering: the shipped files, and that every problem is found before a model is loaded."""
+
+import json
+
+import pytest
+
+from RS.train import main
+from tests.conftest import ROOT
+
+CONFIGS = sorted((ROOT / "RS" / "configs").glob("*.yaml"))
+ROWS = [{"instruction": f"Who is {i}?", "input": "", "output": "No.", "answer": "A poet"} for i in range(200)]
+
+
+@pytest.fixture
+def files(tmp_path):
+    """Words that name a model folder, rows and an output folder."""
+    (tmp_path / "model").mkdir()
+    (tmp_path / "model" / "config.json").write_text("{}")
+    (tmp_path / "rows.json").write_text(json.dumps(ROWS))
+    return [f"model={tmp_path / 'model'}", f"data={tmp_path / 'rows.json'}", f"output_dir={tmp_path / 'out'}"]
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_shipped_config_is_valid(path, files, capsys):
+    key = "response_key=answer" if path.stem in ("ga", "npo", "simnpo") else "seed=1"
+    assert main([f"config={path}", *files, key, "dry_run=true"]) == 0
+    assert "steps of" in capsys.readouterr().out
+
+
+def test_a_dry_run_does_the_arithmetic_and_writes_nothing(files, tmp_path, capsys):
+    assert main([*files, "batch_size=16", "num_train_epochs=2", "warmup_ratio=0.1", "dry_run=true"]) == 0
+    shown = capsys.readouterr().out
+    assert "2 epochs x 13 steps = 26 steps of 16 examples" in shown
+    assert "2 steps of warm-up to 1e-05, then cosine" in shown
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_model_that_is_nowhere_is_named(files, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert main([*files, "model=nobody/has-this"]) == 2
+    assert "model nobody/has-this: is neither a folder with a tokenizer nor" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+def test_all_problems_come_in_one_message(files, tmp_path, capsys):
+    bad = tmp_path / "bad.json"
+    bad.write_text(json.dumps([ROWS[0], {"instruction": "Who?"}, {"text": "  "}]))
+    words = [
+        *files,
+        f"model={tmp_path / 'nowhere'}",
+        f"data={bad}",
+        "lerning_rate=1",
+        "objective=dop",
+        "batch_size=0",
+        "retain_loss=gdr",
+    ]
+    assert main(words) == 2
+    shown = capsys.readouterr().err
+    for expected in (
+        "lerning_rate=1: unknown key; did you mean learning_rate?",
+        "objective='dop': must be one of",
+        "did you mean dpo?",
+        "nowhere: holds no config.json",
+        "batch_size=0: must be greater than 0",
+        "retain_loss=gdr: needs rows to keep",
+        "bad.json, row 1: output=None",
+        "bad.json, row 2: text='  '",
+    ):
+        assert expected in shown
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("word", "expected"),
+    [
+        ("data=missing.json", "missing.json: there is no such file"),
+        ("warmup_steps=75", "warmup_steps=75: the run has only about 75 steps (200 rows"),
+        ("warmup_ratio=1", "warmup_ratio=1.0: must lie in [0, 1)"),
+        ("retain_data=x.json", "set retain_loss=gdr or klr"),
+        ("override_chat_template=no.jinja", "no.jinja: there is no such file"),
+        ("fsdp_size=3", "fsdp_size=3: must divide the 1 rank(s), or be -1"),
+        ("fsdp_size=0", "fsdp_size=0: must divide"),
+        ("objective=ga", "would unlearn the refusals"),
+    ],
+)
+def test_a_problem_names_the_fix(word, expected, files, capsys):
+    assert main([*files, word]) == 2
+    assert expected in capsys.readouterr().err
+
+
+def test_a_finished_run_is_left_alone_and_differences_are_named(files, tmp_path, caplog):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "DONE").write_text("3 epochs\n")
+    (out / "config.yaml").write_text("learning_rate: 0.5\n")
+    with caplog.at_level("INFO"):
+        assert main(files) == 0
+    assert "is finished" in caplog.text
+    assert "made with learning_rate=0.5, not 1e-05" in caplog.text
+    assert sorted(path.name for path in out.iterdir()) == ["DONE", "config.yaml"]

@@ -1,0 +1,87 @@
+"""Memory of a rank: one definition for what a run reports and what ``verl.estimate.estimate`` predicts.
+
+On the CPU: peak resident memory of the process in the training steps, minus what was resident once everything was
+imported and nothing built. The engine never sleeps there, so its weights and KV cache are in it. On CUDA: the most that
+torch had allocated in the training phases, without the engine, which sleeps through them.
+"""
+
+import contextlib
+import ctypes
+import resource
+import sys
+from pathlib import Path
+
+import torch
+
+GIB = 2**30
+
+
+def resident_bytes() -> int:
+    """Resident memory of this process now; where there is no /proc, its peak."""
+    return _status("VmRSS") or peak_resident_bytes()
+
+
+def peak_resident_bytes() -> int:
+    """Largest resident memory of this process since it started or since ``reset_peak``."""
+    if peak := _status("VmHWM"):
+        return peak
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+def _status(field: str) -> int:
+    status = Path("/proc/self/status")
+    if not status.exists():
+        return 0
+    line = next(line for line in status.read_text().splitlines() if line.startswith(f"{field}:"))
+    return int(line.split()[1]) * 1024
+
+
+def reset_peak() -> None:
+    """Forget the resident peak so far; where /proc cannot be written, it stays that of the whole process."""
+    with contextlib.suppress(OSError):
+        Path("/proc/self/clear_refs").write_text("5")
+
+
+def trim() -> None:
+    """Give freed heap back to the system: glibc keeps it, so that every phase's leavings would add up."""
+    if sys.platform == "linux":
+        with contextlib.suppress(AttributeError, OSError):  # another C library
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+class MemoryMeter:
+    """Measures one rank. Make it when all imports are done and nothing is built."""
+
+    def __init__(self, *, on_gpu: bool) -> None:
+        self.on_gpu, self.sleeping = on_gpu, 0
+        self.libraries = 0 if on_gpu else resident_bytes()
+
+    def held(self) -> int:
+        """Bytes that torch has allocated on the GPU now, or that the process holds beyond its libraries."""
+        return torch.cuda.memory_allocated() if self.on_gpu else resident_bytes() - self.libraries
+
+    def start(self, engine_bytes: int) -> None:
+        """Count from now on.
+
+        Args:
+            engine_bytes: what ``held`` grew by when the engine was built. A sleeping engine has given its memory back,
+                but torch goes on counting it.
+        """
+        if self.on_gpu:
+            self.sleeping = engine_bytes
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            trim()
+            reset_peak()
+
+    def phase_ends(self) -> None:
+        """Call after every phase of a step."""
+        if not self.on_gpu:
+            trim()
+
+    def peak_gib(self) -> float:
+        """The peak since ``start``."""
+        if self.on_gpu:
+            return (torch.cuda.max_memory_allocated() - self.sleeping) / GIB
+        return (peak_resident_bytes() - self.libraries) / GIB

@@ -1,0 +1,1 @@
+"""What works on a module: building, sharding, attention, packing, optimisers, saving. Not what it learns."""

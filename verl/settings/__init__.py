@@ -1,0 +1,1 @@
+"""Reads settings from words and YAML into dataclasses, whatever they mean. Which there are says ``verl.config``."""
