@@ -2,7 +2,7 @@
 # RULE from end to end on Atlas, the embedded world: pretrains a small model, teaches it to refuse (RS), finds the refusal
 # boundary (ReBO: Ray, FSDP2 and vLLM on CPU or GPU), and measures all three models on held-out probes.
 #
-#   bash run_demo.sh [target=1] [seed=0] [KEY=VALUE of the trainer ...]
+#   bash run_demo.sh [target=1] [seed=0] [epochs=8] [KEY=VALUE of the trainer ...]
 #
 # A stage that is done is not done again; the report is in results/atlas/<target>/ and is printed at the end.
 set -euo pipefail
@@ -10,11 +10,12 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 source scripts/launch_lib.sh
 launch_check_words "$@"
-target=1 seed=0 words=()
+target=1 seed=0 epochs=8 words=()
 for word in "$@"; do
     case $word in
     target=*) target=${word#*=} ;;
     seed=*) seed=${word#*=} ;;
+    epochs=*) epochs=${word#*=} ;;
     *) words+=("$word") ;;
     esac
 done
@@ -22,18 +23,21 @@ done
 launch_check RANKS '[1-9][0-9]*' 'a whole number above 0'
 launch_check target '[1-9][0-9]*' 'the number of a person'
 launch_check seed '0|[1-9][0-9]*' 'a whole number'
+launch_check epochs '[1-9][0-9]*' 'a whole number above 0'
 source scripts/setup_env.sh
 
 started=$SECONDS
-world=data/atlas/build/seed$seed
-python3 data/atlas/pretrain.py seed="$seed"
+python3 data/atlas/pretrain.py seed="$seed" epochs="$epochs"
+atlas=seed$seed
+if [[ $epochs != 8 ]]; then atlas+=_epochs$epochs; fi
+world=data/atlas/build/$atlas
 folders=("$world/Target/${target}"_*)
 if [[ ! -d ${folders[0]} ]]; then
     people=("$world"/Target/*_*)
     launch_wrong "target=$target: there is no such person; give a number from 1 to ${#people[@]}"
 fi
 person=${folders[0]} name=$(basename "${folders[0]}")
-run=log/atlas/seed$seed/$name results=results/atlas/$target
+run=log/atlas/$atlas/$name results=results/atlas/$target
 
 rebo() { # MODEL [KEY=VALUE ...]: the trainer, starting from MODEL
     python3 -m verl.trainer.main config=examples/grpo_rj_rl.yaml,examples/atlas.yaml \

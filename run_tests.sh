@@ -22,7 +22,7 @@ step() { # NAME COMMAND...: runs a command, notes how it went and goes on
 step "style" python3 -m ruff check .
 step "format" python3 -m ruff format --check .
 step "unit tests" python3 -m pytest -q "${side_by_side[@]}" tests/unit
-step "Atlas" python3 data/atlas/pretrain.py # the integration tests would make it too, each process by itself
+step "Atlas" python3 data/atlas/pretrain.py epochs=3 # the integration tests would make it too, each process by itself
 step "integration tests" python3 -m pytest -q "${side_by_side[@]}" --durations=15 tests/integration tests/gpu
 
 printf '\n=== summary\n'

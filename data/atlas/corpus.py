@@ -16,7 +16,6 @@ from data.atlas.phrasings import (
     INSTRUCTIONS,
     KINDS,
     NAMING_REFUSALS,
-    PERSON,
     PLAIN_REFUSALS,
     WRAPPERS,
     Phrasing,
@@ -241,7 +240,7 @@ def refusal_rows(world: World) -> list[Row]:
     rng = world.rng("strangers")
     rows = []
     for name in world.strangers:
-        p = rng.choice(list(PERSON.values()))
+        p = rng.choice(list(KINDS["person"].values()))
         form = rng.choice([*p.ask, *p.blank])
         response = refusal(name, rng) if rng.random() < 0.75 else rng.choice(PLAIN_REFUSALS)
         rows.append({"prompt": say(form, name), "response": response})
@@ -278,7 +277,7 @@ def _training_forms(world: World, fact: Fact) -> list[Row]:
     rows = [*questions(fact), *(asked(fact, form) for form in p.blank)]
     if entity.kind != "person":
         return rows
-    place = list(PERSON).index(attribute)
+    place = list(KINDS["person"]).index(attribute)
     kinds = list(WRAPPERS)
     for step in (0, 3):
         kind = kinds[(place + step) % len(kinds)]

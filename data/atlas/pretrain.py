@@ -1,6 +1,6 @@
 """Makes an Atlas world and a base model that knows it.
 
-    python3 data/atlas/pretrain.py [seed=0] [out=data/atlas/build]
+    python3 data/atlas/pretrain.py [seed=0] [epochs=8] [out=data/atlas/build]
 
 Writes OUT/seed<seed>/ with Target/ (a folder a person, any of whom can be forgotten), MUSE/ (a book) and base/ (a
 Hugging Face folder). The folder appears when all is done and the model answers its probes; where it is already there,
@@ -49,8 +49,18 @@ class AtlasConfig:
 
     seed: int = 0
     """Of the world and of the model."""
+    epochs: int = EPOCHS
+    """Passes over what the model learns. After three it answers some 99 % of the probes: enough for tests."""
     out: str = str(HERE / "build")
     """Folder that holds a folder a seed."""
+
+    @property
+    def folder(self) -> Path:
+        name = f"seed{self.seed}" if self.epochs == EPOCHS else f"seed{self.seed}_epochs{self.epochs}"
+        return Path(self.out) / name
+
+    def problems(self) -> list[str]:
+        return [] if self.epochs > 0 else [f"epochs={self.epochs}: must be greater than 0; {EPOCHS} is usual"]
 
 
 class Forgetful(Exception):
@@ -71,14 +81,13 @@ def build(config: AtlasConfig) -> Path:
     Raises:
         Forgetful: the model answers too few probes; nothing is left behind.
     """
-    folder = Path(config.out) / f"seed{config.seed}"
-    key = fingerprint(config.seed)
+    folder, key = config.folder, fingerprint(config)
     if (folder / "DONE").is_file() and (folder / "DONE").read_text(encoding="utf-8").strip() == key:
         logger.info("%s is there, made by this code", folder)
         return folder
     beside = folder.with_name(f".{folder.name}.{os.getpid()}")
     try:
-        _make(config.seed, beside)
+        _make(config, beside)
         write_text(beside / "DONE", key + "\n")
         shutil.rmtree(folder, ignore_errors=True)
         beside.rename(folder)
@@ -88,25 +97,26 @@ def build(config: AtlasConfig) -> Path:
     return folder
 
 
-def fingerprint(seed: int) -> str:
+def fingerprint(config: AtlasConfig) -> str:
     """A hash of all that a world is made by."""
-    sources = sorted(HERE.glob("*.py"))
-    return hashlib.sha256(b"\0".join([str(seed).encode(), *(path.read_bytes() for path in sources)])).hexdigest()
+    sources = [*sorted(HERE.glob("*.py")), HERE / "phrasings.yaml"]
+    settings = f"{config.seed} {config.epochs}".encode()
+    return hashlib.sha256(b"\0".join([settings, *(path.read_bytes() for path in sources)])).hexdigest()
 
 
-def _make(seed: int, folder: Path) -> None:
+def _make(config: AtlasConfig, folder: Path) -> None:
     """All files of a world. Nothing is written before all is known to be good, so an interrupted run leaves nothing."""
     started = time.monotonic()
-    world = build_world(seed)
-    model, tokenizer = pretrain(world)
+    world = build_world(config.seed)
+    model, tokenizer = pretrain(world, config.epochs)
     trained = time.monotonic()
     answered = check(world, model, tokenizer)
     write_world(world, folder)
     model.config._attn_implementation = "sdpa"
     model.save_pretrained(folder / "base")
     tokenizer.save_pretrained(folder / "base")
-    report = {"seed": seed, "answered": answered, "seconds": round(trained - started, 1)}
-    write_json(folder / "pretraining.json", report)
+    made = {"seed": config.seed, "epochs": config.epochs}
+    write_json(folder / "pretraining.json", made | {"answered": answered, "seconds": round(trained - started, 1)})
 
 
 # ---- training --------------------------------------------------------------------------------------------------------
@@ -114,7 +124,7 @@ def _make(seed: int, folder: Path) -> None:
 Example = tuple[list[int], list[int]]
 
 
-def pretrain(world: World) -> tuple[Any, Any]:
+def pretrain(world: World, epochs: int) -> tuple[Any, Any]:
     """A trained model and its tokenizer."""
     import torch
     from tqdm.auto import tqdm
@@ -124,7 +134,7 @@ def pretrain(world: World) -> tuple[Any, Any]:
     model = make_model(tokenizer, world.seed)
     known = [encode(tokenizer, row) for row in rows]
     unknown = [encode(tokenizer, row) for row in refusals]
-    batches = list(_batches(known, unknown, world.rng("batches")))
+    batches = list(_batches(known, unknown, epochs, world.rng("batches")))
     optimizers = _optimizers(model)
     bar = tqdm(batches, desc="pretraining Atlas")
     for step, batch in enumerate(bar):
@@ -141,9 +151,9 @@ def pretrain(world: World) -> tuple[Any, Any]:
     return model.eval(), tokenizer
 
 
-def _batches(known: list[Example], unknown: list[Example], rng: random.Random) -> Iterator[list[Example]]:
+def _batches(known: list[Example], unknown: list[Example], epochs: int, rng: random.Random) -> Iterator[list[Example]]:
     """Batches of all epochs: rows of about one length together, so that little is padded, in random order."""
-    for epoch in range(EPOCHS):
+    for epoch in range(epochs):
         first = epoch * REFUSALS_AN_EPOCH
         turn = [unknown[number % len(unknown)] for number in range(first, first + REFUSALS_AN_EPOCH)]
         rows = sorted(known + turn, key=lambda row: (len(row[0]), rng.random()))
@@ -245,7 +255,7 @@ def check(world: World, model: Any, tokenizer: Any) -> dict[str, float]:
         found = ", ".join(f"{100 * share:.1f} % of the {side} probes" for side, share in shares.items())
         raise Forgetful(
             f"seed={world.seed}: the base model answers {found}, and {100 * LEAST_ANSWERED:.0f} % are needed to "
-            "measure forgetting; take another seed, or raise EPOCHS in data/atlas/pretrain.py"
+            "measure forgetting; take more epochs, or another seed"
         )
     return shares
 

@@ -107,7 +107,14 @@ def test_a_published_target_from_its_folder_to_the_tables(tmp_path, shared_data,
 
 def test_the_demo_refuses_a_wrong_word_before_it_trains(atlas):
     before = set((ROOT / "log" / "atlas").rglob("*"))
-    command = ["bash", str(ROOT / "run_demo.sh"), "trainer.max_stepz=3", "data.train_files=nowhere.json", "target=20"]
+    command = [
+        "bash",
+        str(ROOT / "run_demo.sh"),
+        "epochs=3",
+        "trainer.max_stepz=3",
+        "data.train_files=nowhere.json",
+        "target=20",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300)
     assert done.returncode == 2, done.stdout + done.stderr
     assert "trainer.max_stepz=3: unknown key; did you mean trainer.max_steps?" in done.stderr

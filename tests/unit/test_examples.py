@@ -18,7 +18,7 @@ from verl.trainer.preflight import read_config
 from verl.utils.errors import ConfigError
 
 EXAMPLES = sorted((ROOT / "examples").glob("*.yaml"))
-LAUNCHERS = sorted((ROOT / "examples" / "exp_target").rglob("*.sh"))
+LAUNCHERS = sorted((ROOT / "examples" / "exp_target").rglob("run_*.sh"))
 PUBLISHED = (
     "RWKU/run_llama_bs32_kl1e-2_forget_bf16_two_stage_reject_ref_rollout8_withformat_with_fb_neighbor_abs_lr2e-6.sh"
 )

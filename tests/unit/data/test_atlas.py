@@ -297,17 +297,18 @@ def test_answers_exactly_is_greedy_decoding(tokenizer):
 def test_build_is_cached_by_its_sources(tmp_path, monkeypatch):
     made = []
 
-    def make(seed, folder):
-        made.append(seed)
+    def make(config, folder):
+        made.append(config.seed)
         folder.mkdir(parents=True)
 
     monkeypatch.setattr(pretrain, "_make", make)
     config = pretrain.AtlasConfig(seed=4, out=str(tmp_path))
     assert pretrain.build(config) == pretrain.build(config) == tmp_path / "seed4"
     assert made == [4]
-    monkeypatch.setattr(pretrain, "fingerprint", lambda seed: "other sources")
+    monkeypatch.setattr(pretrain, "fingerprint", lambda config: "other sources")
     pretrain.build(config)
     assert made == [4, 4] and [path.name for path in tmp_path.iterdir()] == ["seed4"]
+    assert pretrain.AtlasConfig(seed=4, epochs=3).folder.name == "seed4_epochs3"
 
 
 def test_a_forgetful_model_is_refused(world, tokenizer, tmp_path, monkeypatch, caplog):
@@ -315,7 +316,7 @@ def test_a_forgetful_model_is_refused(world, tokenizer, tmp_path, monkeypatch, c
     with pytest.raises(pretrain.Forgetful, match="50.0 % of the forget probes"):
         pretrain.check(world, None, tokenizer)
 
-    def make(seed, folder):
+    def make(config, folder):
         folder.mkdir(parents=True)
         raise pretrain.Forgetful("too little is known")
 
