@@ -5,7 +5,7 @@ import re
 
 import pytest
 
-from tests.unit.trainer.test_inputs import config, dataset
+from tests.unit.trainer.test_dataset import config, dataset
 from verl.estimate.estimate import describe
 from verl.trainer.data_loader import PromptLoader
 from verl.utils.environment import set_defaults, whole_variable

@@ -68,7 +68,6 @@ def _rules(config: PPOConfig) -> list[tuple[bool, str, str]]:
     """(do they act?, keys, why not)"""
     algorithm, actor = config.algorithm, config.worker.actor
     estimator, validates = algorithm.adv_estimator, bool(config.data.val_files)
-    discounted = estimator in ("gae", "reinforce_plus_plus")
     elsewhere = not config.trainer.is_local  # what the machines of a cluster have is not known yet
     offloads = _for_roles("fsdp.enable_cpu_offload", "offload.offload_params", "offload.offload_optimizer")
     return [
@@ -95,6 +94,22 @@ def _rules(config: PPOConfig) -> list[tuple[bool, str, str]]:
             "worker.ref.fsdp worker.ref.offload.offload_params",
             "under LoRA the reference is the actor with its adapters off",
         ),
+        *_algorithm_rules(config),
+        (
+            validates,
+            "data.val_batch_size trainer.val_freq trainer.val_generations_to_log trainer.best_key "
+            "worker.rollout.val_override_config",
+            "data.val_files is empty, so nothing is validated",
+        ),
+    ]
+
+
+def _algorithm_rules(config: PPOConfig) -> list[tuple[bool, str, str]]:
+    """Those of advantages, KL, filters and losses."""
+    algorithm, actor = config.algorithm, config.worker.actor
+    estimator = algorithm.adv_estimator
+    discounted = estimator in ("gae", "reinforce_plus_plus")
+    return [
         (discounted, "algorithm.gamma", f"adv_estimator={estimator} does not discount"),
         (estimator == "gae", "algorithm.lam", f"adv_estimator={estimator} has no lambda"),
         (config.trainer.dry_run, "trainer.dry_run_gpu", "dry_run=false"),
@@ -119,12 +134,6 @@ def _rules(config: PPOConfig) -> list[tuple[bool, str, str]]:
         ),
         (actor.loss_type == "default", "worker.actor.clip_ratio_dual", f"loss_type={actor.loss_type} has no dual clip"),
         (actor.loss_type != "sapo", "worker.actor.clip_ratio_low worker.actor.clip_ratio_high", "loss_type=sapo"),
-        (
-            validates,
-            "data.val_batch_size trainer.val_freq trainer.val_generations_to_log trainer.best_key "
-            "worker.rollout.val_override_config",
-            "data.val_files is empty, so nothing is validated",
-        ),
     ]
 
 
