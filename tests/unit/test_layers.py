@@ -111,3 +111,15 @@ def test_every_folder_says_what_lives_there(folder):
 def test_utils_stay_small():
     lines = sum(len(path.read_text(encoding="utf-8").splitlines()) for path in (ROOT / "verl" / "utils").rglob("*.py"))
     assert lines < 1500
+
+
+def test_a_file_and_a_function_can_be_looked_over():
+    long = []
+    for path in (path for folder in (*TOPS, "data", "examples", "scripts") for path in (ROOT / folder).rglob("*.py")):
+        text = path.read_text(encoding="utf-8")
+        long += [str(path)] if text.count("\n") >= 450 else []
+        for node in ast.walk(ast.parse(text)):
+            if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
+                lines, most = node.end_lineno - node.lineno + 1, 90 if node.name == "fit" else 60
+                long += [f"{path}: {node.name}"] if lines >= most else []
+    assert not long

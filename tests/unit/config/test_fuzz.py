@@ -99,6 +99,7 @@ def check(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    monkeypatch.setattr("sys.dont_write_bytecode", False)
     cpu = Hardware("CPU", None, 1e11, 1e10, 1e10)
     monkeypatch.setattr(Hardware, "here", lambda dtype: cpu)  # which measures
 

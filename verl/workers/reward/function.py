@@ -9,6 +9,7 @@ waits for, a judge's answers for example, it then waits for together.
 import asyncio
 import importlib.util
 import inspect
+import sys
 import typing
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
@@ -68,10 +69,14 @@ def ground_truth_check(function: Callable) -> Callable[[Any], str | None] | None
 def _import(path: Path, key: str) -> ModuleType:
     spec = importlib.util.spec_from_file_location(f"reward_function_{path.stem}", path)
     module = importlib.util.module_from_spec(spec)
+    # A dry run writes nothing, not even a cache beside a user's file.
+    cached, sys.dont_write_bytecode = sys.dont_write_bytecode, True
     try:
         spec.loader.exec_module(module)
     except (ImportError, SyntaxError, NameError) as error:
         raise ConfigError(f"{key}: {path} cannot be imported: {type(error).__name__}: {error}") from error
+    finally:
+        sys.dont_write_bytecode = cached
     return module
 
 
