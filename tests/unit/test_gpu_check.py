@@ -114,7 +114,9 @@ def test_a_finding_that_is_still_being_written_is_left_for_later(tmp_path):
 
 def test_an_interrupted_check_ends_its_part(tmp_path, monkeypatch, capfd):
     monkeypatch.setattr(check, "FOLDER", tmp_path)
-    monkeypatch.setattr(check, "PARTS", [part("hangs", f"os.kill({os.getpid()}, signal.SIGTERM)\n{HANGING}")])
+    # The check is interrupted once the part has its children, not while it starts them.
+    interrupt = HANGING.replace("time.sleep", f"os.kill({os.getpid()}, signal.SIGTERM)\ntime.sleep")
+    monkeypatch.setattr(check, "PARTS", [part("hangs", interrupt)])
     monkeypatch.setenv("DEVICE", "cpu")
     before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(SystemExit, match="143"):
