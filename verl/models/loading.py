@@ -44,7 +44,7 @@ class WeightFiles:
                 return cls(dict.fromkeys(file.keys(), single))
         if index is None:
             return None
-        names = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
+        names = _weight_map(index)
         files = {file: _cached(path, file) for file in sorted(set(names.values()))}
         return None if None in files.values() else cls({name: files[file] for name, file in names.items()})
 
@@ -57,6 +57,11 @@ class WeightFiles:
     def read(self, name: str, rows: slice) -> torch.Tensor:
         """Rows of a tensor, in the type of the file."""
         return self._handles[name].get_slice(name)[rows]
+
+
+def _weight_map(index: str | Path) -> dict[str, str]:
+    """Tensor to file, by the index of a model in several files."""
+    return json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
 
 
 def _open(file: str) -> Any:
@@ -78,8 +83,7 @@ def check_weights(path: str, *, must_be_here: bool) -> None:
         return
     index = next(iter(sorted(Path(path).glob("*.index.json"))), None)
     if index is not None:
-        wanted = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values())
-        if missing := sorted(name for name in wanted if not (Path(path) / name).is_file()):
+        if missing := sorted(name for name in {*_weight_map(index).values()} if not (Path(path) / name).is_file()):
             raise DataError(f"model {path}: {index.name} lists {', '.join(missing[:3])}, not there; copy it again")
     elif not any(Path(path).glob("*.safetensors")) and not any(Path(path).glob("*.bin")):
         raise DataError(f"model {path}: has no weights (model.safetensors, or pytorch_model.bin); copy them there")
@@ -113,8 +117,7 @@ def _dtype_of_files(path: str) -> torch.dtype:
     dtypes = files.dtypes() if files is not None else []
     index, single = _cached(path, "pytorch_model.bin.index.json"), _cached(path, "pytorch_model.bin")
     if files is None and index is not None:
-        names = json.loads(Path(index).read_text(encoding="utf-8"))["weight_map"]
-        single = _cached(path, min(names.values()))
+        single = _cached(path, min(_weight_map(index).values()))
     if files is None and single is not None:
         tensors = torch.load(single, map_location="meta", weights_only=True)
         dtypes = [tensor.dtype for tensor in tensors.values()]

@@ -91,7 +91,7 @@ def untyped(value: Any) -> Any:
 class _Reader(yaml.SafeLoader):
     """Of YAML's implicit types only the merge key ``<<`` is left, and no tags."""
 
-    yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}  # noqa: RUF012
+    yaml_implicit_resolvers = {"<": yaml.SafeLoader.yaml_implicit_resolvers["<"]}
 
     def scalar(self, node: yaml.ScalarNode) -> str:
         return Plain(node.value) if node.style is None else node.value

@@ -16,10 +16,11 @@ from typing import TYPE_CHECKING, Any
 from safetensors import safe_open
 
 from ..config.checks.inert import idle_keys
+from ..rows.files import Row
+from ..rows.sources import read_rows
 from ..utils.checkpoint import REPLAY_STATE, find_latest_ckpt, is_whole, read_state
 from ..utils.errors import ConfigError
 from ..utils.tokenizer import read_template
-from .dataset import Row, read_rows
 
 if TYPE_CHECKING:
     from ..config.run import PPOConfig, TrainerConfig
@@ -180,7 +181,7 @@ def _state_problems(config: "PPOConfig", folder: Path) -> Iterator[str]:
     """What the checkpoint lacks."""
     if config.use_critic and not (folder / "critic" / "dcp").is_dir():
         yield f"algorithm.adv_estimator=gae: {folder} has no critic to go on with"
-    needs_reference = config.algorithm.use_kl_loss and config.reference_pass == "compute_ref_log_probs"
+    needs_reference = config.algorithm.kl_in_loss and config.reference_pass == "compute_ref_log_probs"
     if config.algorithm.replay.ratio and needs_reference and (folder / REPLAY_STATE).is_file():
         with safe_open(folder / REPLAY_STATE, "pt") as stored:
             names = set(stored.keys())

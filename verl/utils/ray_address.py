@@ -4,11 +4,11 @@ Ray by itself tries for ten minutes to reach a cluster that is gone, and where i
 private Ray of another run. This needs no Ray.
 """
 
-import os
 import re
 import socket
 from pathlib import Path
 
+from .environment import variable
 from .errors import ConfigError
 
 LOCAL, AUTO = "local", "auto"
@@ -20,7 +20,7 @@ QUICKLY = {"RAY_NUM_REDIS_GET_RETRIES": "1", "RAY_py_gcs_connect_timeout_s": "5"
 
 def ray_address(nnodes: int) -> str:
     """``local``, this machine alone, on which the run starts Ray; ``auto``, this machine's cluster; or HOST:PORT."""
-    return os.environ.get("RAY_ADDRESS", "").strip() or (AUTO if nnodes > 1 else LOCAL)
+    return variable("RAY_ADDRESS") or (AUTO if nnodes > 1 else LOCAL)
 
 
 def address_problems(nnodes: int) -> list[str]:
@@ -75,13 +75,13 @@ def unreachable(nnodes: int, reason: str) -> str:
 
 
 def _key(nnodes: int) -> str:
-    given = os.environ.get("RAY_ADDRESS", "").strip()
+    given = variable("RAY_ADDRESS")
     return f"RAY_ADDRESS={given}" if given else f"trainer.nnodes={nnodes}"
 
 
 def _cluster_of_this_machine() -> str:
     """What ``ray start`` has noted where Ray keeps its files; empty: nothing."""
-    folder = os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp"
+    folder = variable("RAY_TMPDIR") or variable("TMPDIR") or "/tmp"
     try:
         return (Path(folder) / "ray" / "ray_current_cluster").read_text(encoding="utf-8").strip()
     except OSError:

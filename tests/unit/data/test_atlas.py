@@ -33,7 +33,7 @@ from data.atlas.phrasings import ABOUT_PROBE, INSTRUCTIONS, KINDS, NAMING_REFUSA
 from data.atlas.world import folder_name, target_rows, write_world
 from tests.conftest import ROOT
 from verl.eval.probes import USUAL, encode_probe
-from verl.trainer.dataset import row_problems
+from verl.rows.values import row_problems
 from verl.verdict import verdict_of
 
 RWKU_KINDS = {

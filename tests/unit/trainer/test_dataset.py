@@ -9,8 +9,10 @@ import pytest
 from tests.training_kit import arguments
 from verl.config.run import DataConfig
 from verl.eval.muse.memorization import few_shot_prompt, resolve_style
+from verl.rows.sources import read_rows
+from verl.rows.values import row_problems
 from verl.trainer.data_loader import PromptLoader
-from verl.trainer.dataset import RLHFDataset, read_rows, row_problems, with_extra_prompt
+from verl.trainer.dataset import RLHFDataset, with_extra_prompt
 from verl.trainer.main import read_datasets
 from verl.trainer.preflight import read_config
 from verl.utils.chat import encode_prompt

@@ -9,8 +9,8 @@ from tests.training_kit import arguments
 from tests.unit.trainer.test_dataset import config, dataset
 from verl.config.checks.inert import inert_settings
 from verl.config.run import PPOConfig, migrate
+from verl.rows.sources import read_rows
 from verl.settings.reader import word_problems
-from verl.trainer.dataset import read_rows
 from verl.trainer.experience import TrainingError
 from verl.trainer.main import main
 from verl.trainer.preflight import make_plan, read_config

@@ -18,9 +18,9 @@ from verl.config.run import PPOConfig
 from verl.config.worker import OptimConfig
 from verl.models.checkpointing import _training_state, load_role
 from verl.models.optim import build_optimizer, build_scheduler
+from verl.rows.sources import read_rows
 from verl.settings.reader import to_dict
 from verl.trainer import ray_trainer
-from verl.trainer.dataset import read_rows
 from verl.trainer.main import main
 from verl.trainer.preflight import read_config
 from verl.trainer.ray_trainer import RayPPOTrainer
