@@ -48,7 +48,7 @@ rebo() { # MODEL [KEY=VALUE ...]: the trainer, starting from MODEL
 }
 
 # What is wrong with the words is said now, not after RS, and also where ReBO was done before.
-rebo "$world/base" trainer.dry_run=true >/dev/null
+if [[ ${#words[@]} != 0 || $RANKS != 2 ]]; then rebo "$world/base" trainer.dry_run=true >/dev/null; fi
 python3 RS/train.py config=RS/configs/atlas.yaml model="$world/base" data="$person/reject_target.json" \
     output_dir="$run/rs" seed=$((seed + 1))
 if [[ -f $run/rebo/DONE ]]; then

@@ -51,8 +51,9 @@ class RSConfig:
     """passes over ``data``"""
     batch_size: int = 8
     """EXAMPLES of an optimiser step, over all ranks and micro-batches together"""
-    micro_batch_size: int = 8
-    """examples of a forward and backward pass on one rank; changes memory and speed, not the result"""
+    micro_batch_size: int | Literal["auto"] = "auto"
+    """examples of a forward and backward pass on one rank, at most; ``auto``: as many as fill 1,024 tokens on a CPU and
+    4,096 on a GPU. Changes memory and speed, not the result"""
     learning_rate: float = 1e-5
     """peak learning rate"""
     lr_scheduler_type: Literal["linear", "cosine", "constant"] = "cosine"
@@ -112,12 +113,13 @@ class RSConfig:
             "cutoff_len",
             "num_train_epochs",
             "batch_size",
-            "micro_batch_size",
             "learning_rate",
             "max_grad_norm",
             "lora_alpha",
         )
         found += seed_problems(self.seed)
+        if self.micro_batch_size != "auto":
+            found += positive(self, "micro_batch_size")
         for name in ("retain_weight", "weight_decay", "lora_rank", "max_skipped_steps", "gamma"):
             if getattr(self, name) < 0:
                 found.append(f"{name}={getattr(self, name)}: must be 0 or greater")

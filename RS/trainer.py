@@ -6,6 +6,7 @@ starts again.
 """
 
 import logging
+import math
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
@@ -19,7 +20,7 @@ from tqdm import tqdm
 from RS import objectives
 from RS.config import RSConfig
 from RS.models.build import build, build_training, model_config
-from RS.utils.batches import collate, endless, epoch_batches, my_micro_batches
+from RS.utils.batches import Budget, Sequence, collate, endless, epoch_batches, my_micro_batches
 from RS.utils.data import Example
 from verl.models.build import as_reference
 from verl.models.checkpointing import ADAPTER, save_adapter, save_hf_folder
@@ -56,6 +57,7 @@ class RSTrainer:
         self.config, self.tokenizer, self.device = config, tokenizer, device
         self.forget, self.retain = forget, retain
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
+        self.budget = Budget.of(config.micro_batch_size, device)
         self.steps = config.num_train_epochs * -(-len(forget) // config.batch_size)
         self.module = build(config, device, trainable=True)
         self.parameters = [param for param in self.module.parameters() if param.requires_grad]
@@ -105,10 +107,11 @@ class RSTrainer:
         dist.all_reduce(losses)
         learning_rate = self.scheduler.get_last_lr()[0]
         grad_norm = clip_grad_norm(self.parameters, self.config.max_grad_norm)
-        self._update(losses.sum().item(), grad_norm)
-        metrics = {"loss": losses.sum().item(), "forget_loss": losses[0].item()}
+        loss, forget_loss, retain_loss = torch.cat([losses.sum(dim=0, keepdim=True), losses]).tolist()
+        self._update(loss, grad_norm)
+        metrics = {"loss": loss, "forget_loss": forget_loss}
         if retain_batch:
-            metrics["retain_loss"] = losses[1].item()
+            metrics["retain_loss"] = retain_loss
         return metrics | {
             "grad_norm": grad_norm,
             "learning_rate": learning_rate,
@@ -121,7 +124,7 @@ class RSTrainer:
     ) -> torch.Tensor:
         """Add the gradient of ``scale`` times this rank's loss sum; returns that product."""
         total = torch.zeros((), device=self.device)
-        for micro in my_micro_batches(batch, examples, self.rank, self.world, self.config.micro_batch_size):
+        for micro in my_micro_batches(batch, examples, self.rank, self.world, self.budget):
             # A rank without an example of its own must still take part in the collectives of the passes.
             loss = loss_sum(micro or batch[:1]) * (scale if micro else 0.0)
             (loss * self.world).backward()  # FSDP averages over ranks; the sums of all ranks must be added
@@ -129,7 +132,7 @@ class RSTrainer:
         return total
 
     def _update(self, loss: float, grad_norm: float) -> None:
-        if torch.isfinite(torch.tensor([loss, grad_norm])).all():
+        if math.isfinite(loss) and math.isfinite(grad_norm):
             self.optimizer.step()
         else:
             self.skipped += 1
@@ -145,12 +148,10 @@ class RSTrainer:
     def _forget_loss(self, micro: list[int]) -> torch.Tensor:
         config, examples = self.config, [self.forget[index] for index in micro]
         if config.objective == "dpo":
-            pairs = [(example.prompt, example.response) for example in examples]
-            pairs += [(example.prompt, example.rejected) for example in examples]
-            chosen_bT, rejected_bT = self._log_probs(pairs).chunk(2)
+            chosen_bT, rejected_bT = self._of_pairs(examples)
             chosen_b, rejected_b = (reference[micro] for reference in self.reference_log_probs)
             return objectives.dpo(chosen_bT, rejected_bT, chosen_b, rejected_b, config.beta)
-        log_probs_bT = self._log_probs([(example.prompt, example.response) for example in examples])
+        log_probs_bT = self._log_probs(_sequences(examples))
         if config.objective == "npo":
             return objectives.npo(log_probs_bT, self.reference_log_probs[0][micro], config.beta)
         if config.objective == "simnpo":
@@ -159,7 +160,7 @@ class RSTrainer:
         return {"rejection": objectives.rejection, "ga": objectives.gradient_ascent}[config.objective](log_probs_bT)
 
     def _retain_loss(self, micro: list[int]) -> torch.Tensor:
-        sequences = [(self.retain[index].prompt, self.retain[index].response) for index in micro]
+        sequences = _sequences([self.retain[index] for index in micro])
         if self.config.retain_loss == "gdr":
             return objectives.rejection(self._log_probs(sequences))
         batch = collate(sequences, self.tokenizer.pad_token_id, self.device)
@@ -167,7 +168,13 @@ class RSTrainer:
             reference_NV = self._forward(self.reference, batch).logits_nV
         return objectives.kl_to_reference(self._forward(self.module, batch).logits_nV, reference_NV)
 
-    def _log_probs(self, sequences: list[tuple[list[int], list[int]]]) -> torch.Tensor:
+    def _of_pairs(self, examples: list[Example]) -> tuple[torch.Tensor, torch.Tensor]:
+        """(b, T) of the chosen and of the rejected responses, computed side by side behind their common prompts."""
+        pairs = zip(_sequences(examples), _sequences(examples, rejected=True), strict=True)
+        log_probs_2bT = self._log_probs([sequence for pair in pairs for sequence in pair])
+        return log_probs_2bT[0::2], log_probs_2bT[1::2]
+
+    def _log_probs(self, sequences: list[Sequence]) -> torch.Tensor:
         """(b, T) log-probability of every response token, zeros in the padding."""
         batch = collate(sequences, self.tokenizer.pad_token_id, self.device)
         outputs = self._forward(self.module, batch)
@@ -180,23 +187,17 @@ class RSTrainer:
     def score_all(self) -> list[torch.Tensor]:
         """Log-likelihoods (N,) of all responses, and for dpo of all rejected ones, under the model as it is now."""
         self.module.eval()
-        scores = [self._score(self.forget)]
-        if self.config.objective == "dpo":
-            scores.append(self._score([Example(example.prompt, example.rejected) for example in self.forget]))
-        self.module.train()
-        return scores
-
-    def _score(self, examples: list[Example]) -> torch.Tensor:
-        scores = torch.zeros(len(examples), device=self.device)
-        everything = list(range(len(examples)))
-        micros = my_micro_batches(everything, examples, self.rank, self.world, self.config.micro_batch_size)
+        everything = list(range(len(self.forget)))
+        scores = torch.zeros(1 + (self.config.objective == "dpo"), len(everything), device=self.device)
+        micros = my_micro_batches(everything, self.forget, self.rank, self.world, self.budget)
         for micro in tqdm(micros, desc="reference", unit="batch", disable=self.rank != 0):
-            chosen = micro or [0]
-            sums = self._log_probs([(examples[index].prompt, examples[index].response) for index in chosen]).sum(dim=1)
+            examples = [self.forget[index] for index in micro or [0]]
+            parts = self._of_pairs(examples) if len(scores) == 2 else [self._log_probs(_sequences(examples))]
             if micro:
-                scores[micro] = sums
+                scores[:, micro] = torch.stack([part.sum(dim=1) for part in parts])
         dist.all_reduce(scores)
-        return scores
+        self.module.train()
+        return list(scores)
 
     def save(self, folder: Path) -> None:
         """Write the model (adapters merged, and in a PEFT folder beside) as a Hugging Face folder, or nothing."""
@@ -205,3 +206,8 @@ class RSTrainer:
             save_hf_folder(self.module, partial, self.tokenizer, model_config(self.config))
             save_adapter(self.module, partial / ADAPTER)
         dist.barrier()
+
+
+def _sequences(examples: list[Example], *, rejected: bool = False) -> list[Sequence]:
+    """Prompts with their responses, or with their rejected ones."""
+    return [(example.prompt, example.rejected if rejected else example.response) for example in examples]

@@ -21,7 +21,7 @@ from RS.checks import read_config as read_rs_config
 from RS.config import RSConfig
 from scripts.make_table import TableConfig
 from verl.config.run import PPOConfig, migrate
-from verl.eval.config import EvalConfig
+from verl.eval.config import EvalCommand
 from verl.eval.main import select_parts, targets
 from verl.settings.cli import show_help
 from verl.settings.reader import load, word_problems
@@ -80,7 +80,8 @@ class Checker:
     def _evaluation(self, arguments: list[str]) -> list[str]:
         return [
             f"{Path(config.data) / name}: there is no such file, which part {part.name} needs"
-            for config in targets(load(EvalConfig, arguments))
+            for one in load(EvalCommand, arguments).each()[:1]  # all models are asked the same
+            for config in targets(one)
             for part in select_parts(config)
             for name in part.files
             if not (Path(config.data) / name).is_file()
@@ -95,7 +96,7 @@ def check_words(command: str) -> list[str]:
     """What is wrong with a command's keys and the types of their values; what it leaves out is not looked at."""
     program, *words = shlex.split(command)
     cls, moves = {"RS/train.py": (RSConfig, None), "verl.trainer.main": (PPOConfig, migrate)}.get(
-        program, (EvalConfig, None)
+        program, (EvalCommand, None)
     )
     return [f"{program}: {problem}" for problem in word_problems(cls, words, moves)]
 

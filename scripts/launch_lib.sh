@@ -125,16 +125,23 @@ launch_stop() { # EXIT_CODE: ends what runs, says how far the launcher came, and
     exit "$1"
 }
 
-launch_stage() { # STAGE FOLDER COMMAND...: runs a command that writes FOLDER/DONE; output goes to screen and log
-    local stage=$1 folder=$2 log=$launch_folder/$1.log line
-    shift 2
+launch_is_done() { # FOLDER...: whether DONE is in every one
+    local folder
+    for folder in "$@"; do if [[ ! -f $folder/DONE ]]; then return 1; fi; done
+}
+
+launch_stage() { # STAGE FOLDER... -- COMMAND...: runs a command that writes DONE into each; output goes to screen and log
+    local stage=$1 log=$launch_folder/$1.log line folder folders=()
+    while shift && [[ $1 != -- ]]; do folders+=("$1"); done
+    shift
+    folder=${folders[-1]} # no other run writes here: those before may be shared
     line=$(printf '%q ' "$@")
     if [[ $DRY_RUN != 0 ]]; then
         launch_commands+=("$line")
         return 0
     fi
-    if [[ -f $folder/DONE ]]; then
-        echo "== $launch_target, $stage: done before, $folder"
+    if launch_is_done "${folders[@]}"; then
+        echo "== $launch_target, $stage: done before, ${folders[*]}"
         if [[ -f $folder/command.txt && $(<"$folder/command.txt") != "$line" ]]; then
             echo "   by another command, see $folder/command.txt; remove the folder or set NAME=... to run it again"
         fi
@@ -145,7 +152,7 @@ launch_stage() { # STAGE FOLDER COMMAND...: runs a command that writes FOLDER/DO
     printf '$ %s\n' "$line" >>"$log"
     "$@" > >(tee -ai "$log") 2>&1 &
     launch_child=$!
-    if ! wait "$launch_child" || [[ ! -f $folder/DONE ]]; then
+    if ! wait "$launch_child" || ! launch_is_done "${folders[@]}"; then
         launch_child=""
         launch_failed+=("$launch_target: $stage failed, $log")
         return 1
@@ -163,9 +170,18 @@ launch_checkpoint() { # RUN_DIR: prints the Hugging Face folder of the step that
     echo "$1/checkpoints/global_step_$step/actor/huggingface"
 }
 
-launch_evaluate() { # ROW MODEL DATA
-    launch_stage "eval_${1##*/}" "$RESULTS/$1/$launch_target" python3 -m verl.eval.main \
-        model="$2" suite="$SUITE" data="$3" out="$RESULTS/$1/$launch_target" "${launch_eval_words[@]}"
+launch_list() { # TEXT...: prints a YAML list
+    local quoted
+    quoted=$(printf "'%s'," "${@//\'/\'\'}") # YAML doubles a quote within quotes
+    printf '[%s]' "${quoted%,}"
+}
+
+launch_evaluate() { # DATA ROW... -- MODEL...: the models of these rows, in one process
+    local data=$1 folders=()
+    while shift && [[ $1 != -- ]]; do folders+=("$RESULTS/$1/$launch_target"); done
+    shift
+    launch_stage eval "${folders[@]}" -- python3 -m verl.eval.main model="$(launch_list "$@")" suite="$SUITE" \
+        data="$data" out="$(launch_list "${folders[@]}")" "${launch_eval_words[@]}"
 }
 
 launch_run() { # DATA_FOLDER: one target through every stage; fails with the first stage that fails
@@ -179,22 +195,24 @@ launch_run() { # DATA_FOLDER: one target through every stage; fails with the fir
     fi
     if [[ $RS == 1 ]]; then
         if ((GPUS > 1)); then runner=(torchrun --standalone --nproc_per_node="$GPUS"); fi
-        launch_stage rs "$rs" "${runner[@]}" RS/train.py config="$RS_CONFIG" \
+        launch_stage rs "$rs" -- "${runner[@]}" RS/train.py config="$RS_CONFIG" \
             model="$MODEL" data="$data/reject_target.json" output_dir="$rs" "${launch_rs_words[@]}" || return 1
         start=$rs/epoch_$RS_EPOCH
     fi
     if [[ $REFERENCE == original ]]; then reference=(worker.ref.model.model_path="$MODEL"); fi
-    launch_stage rebo "$run" python3 -m verl.trainer.main config="$CONFIG" worker.actor.model.model_path="$start" \
+    launch_stage rebo "$run" -- python3 -m verl.trainer.main config="$CONFIG" worker.actor.model.model_path="$start" \
         "${reference[@]}" data.train_files="$data/$TRAIN_FILE" \
         data.val_files="$data/rl_rejection_with_fb_neighbor_target_val.json" trainer.run_dir="$run" \
         trainer.experiment_name="$NAME/$launch_target" trainer.n_gpus_per_node="$GPUS" "${launch_words[@]}" || return 1
-    launch_evaluate base "$MODEL" "$data" || return 1
-    if [[ $RS == 1 ]]; then launch_evaluate rs "$start" "$data" || return 1; fi
     if ! tuned=$(launch_checkpoint "$run" 2>/dev/null); then
         launch_failed+=("$launch_target: $run/checkpoints/checkpoint_tracker.json cannot be read")
         return 1
     fi
-    launch_evaluate "$NAME" "$tuned" "$data" || return 1
+    if [[ $RS == 1 ]]; then
+        launch_evaluate "$data" base rs "$NAME" -- "$MODEL" "$start" "$tuned" || return 1
+    else
+        launch_evaluate "$data" base "$NAME" -- "$MODEL" "$tuned" || return 1
+    fi
     launch_finished+=("$launch_target")
 }
 
@@ -202,8 +220,7 @@ launch_row() { # ROW METHOD TARGET...: a row of the table as a word, with the fo
     local row=$RESULTS/$1 method=$2 folders
     shift 2
     folders=("${@/#/$row/}")
-    folders=$(printf "'%s'," "${folders[@]//\'/\'\'}") # YAML doubles a quote within quotes
-    printf 'rows.%s=[%s]' "$method" "${folders%,}"
+    printf 'rows.%s=%s' "$method" "$(launch_list "${folders[@]}")"
 }
 
 launch_table() { # NAME TARGETS KEY=VALUE...: the table over these targets, made anew every time

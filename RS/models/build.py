@@ -4,12 +4,14 @@ Sharding, LoRA and loading are ``verl.models.build``'s, so that both stages of R
 ranks, with or without a GPU.
 """
 
+import math
+import os
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 import torch.distributed as dist
-from torch.optim.lr_scheduler import LRScheduler
-from transformers import get_scheduler
+from torch.optim.lr_scheduler import LambdaLR
 
 from RS.config import RSConfig
 from verl.config.worker import FSDPConfig, LoraConfig, ModelConfig, OptimConfig
@@ -18,6 +20,13 @@ from verl.models.fsdp import build_mesh
 from verl.models.optim import build_optimizer
 from verl.utils.environment import variable, whole_variable
 from verl.utils.orphans import end_with_parent
+
+SHAPES: dict[str, Callable[[float], float]] = {
+    "constant": lambda done: 1.0,
+    "linear": lambda done: 1.0 - done,
+    "cosine": lambda done: 0.5 * (1.0 + math.cos(math.pi * done)),
+}
+"""learning rate, as a share of the peak, by the share of the steps behind warm-up that is done"""
 
 
 def start_distributed() -> torch.device:
@@ -28,11 +37,24 @@ def start_distributed() -> torch.device:
         torch.cuda.set_device(whole_variable("LOCAL_RANK", 0))
     if variable("TORCHELASTIC_RUN_ID"):
         end_with_parent()  # torchrun, killed with SIGKILL, would leave its ranks training
+    torch.set_num_threads(rank_threads())
     if variable("WORLD_SIZE"):
         dist.init_process_group(backend)
     else:
         dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
     return torch.device("cuda", torch.cuda.current_device()) if on_gpu else torch.device("cpu")
+
+
+def rank_threads() -> int:
+    """Threads of this rank: what torch would take, or its share of the cores where torchrun has said 1 for all ranks.
+
+    That is torchrun's word for "nobody said", so a user's own 1 for several ranks counts as such, too.
+    """
+    here = whole_variable("LOCAL_WORLD_SIZE", 1)
+    if here == 1 or variable("OMP_NUM_THREADS") != "1":
+        return torch.get_num_threads()
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, cores // here)
 
 
 def model_config(config: RSConfig) -> ModelConfig:
@@ -65,9 +87,15 @@ def build(config: RSConfig, device: torch.device, *, trainable: bool) -> torch.n
 
 def build_training(
     module: torch.nn.Module, config: RSConfig, training_steps: int
-) -> tuple[torch.optim.Optimizer, LRScheduler]:
+) -> tuple[torch.optim.Optimizer, LambdaLR]:
     """Optimiser and learning-rate schedule of a run of ``training_steps``."""
     settings = OptimConfig(lr=config.learning_rate, weight_decay=config.weight_decay, strategy=config.optimizer)
     optimizer = build_optimizer(module, settings)
-    name = "constant_with_warmup" if config.lr_scheduler_type == "constant" else config.lr_scheduler_type
-    return optimizer, get_scheduler(name, optimizer, config.warmup(training_steps), training_steps)
+    warmup, shape = config.warmup(training_steps), SHAPES[config.lr_scheduler_type]
+
+    def factor(step: int) -> float:
+        if step < warmup:
+            return step / warmup
+        return shape(min(1.0, (step - warmup) / max(1, training_steps - warmup)))
+
+    return optimizer, LambdaLR(optimizer, factor)

@@ -1,5 +1,7 @@
 """Part of the GPU check: attention over packed rows, and log-probabilities, against plain arithmetic in fp32."""
 
+from itertools import product
+
 import torch
 
 from tests.gpu.attention_cases import CASES, TOLERANCE, errors, path
@@ -29,9 +31,9 @@ def log_probs_off(dtype: torch.dtype, device: str) -> dict[str, float]:
 
 def main() -> None:
     device = "cuda" if has_accelerator() else "cpu"
-    for case in CASES:
-        with Noted(title := f"attention, {case.name}"):
-            note(title, errors(case, device), TOLERANCE[case.dtype], path(case, device))
+    for case, shared in product(CASES, (False, True)):
+        with Noted(title := f"attention{', shared prompts' * shared}, {case.name}"):
+            note(title, errors(case, device, shared=shared), TOLERANCE[case.dtype], path(case, device))
     for dtype, limit in TOLERANCE.items():
         with Noted(title := f"log-probabilities, {str(dtype).removeprefix('torch.')}"):
             note(title, log_probs_off(dtype, device), limit, "compiled" if device == "cuda" else "as it is")

@@ -30,6 +30,7 @@ from verl.trainer.main import start_ray
 from verl.trainer.preflight import read_config
 from verl.trainer.ray_trainer import RayPPOTrainer
 from verl.utils.logger.logger import read_metrics
+from verl.utils.ray_address import LOCAL
 from verl.utils.vllm_env import has_accelerator
 
 SECONDS_OF_A_RUN = float(os.environ.get("CHECK_SECONDS", "600")) / 3
@@ -99,7 +100,7 @@ def started_trainer(argv: list[str]) -> Iterator[RayPPOTrainer]:
     if not ray.is_initialized():
         os.environ.setdefault("RAY_worker_niceness", "0")
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        start_ray(config)
+        start_ray(config, LOCAL)
     with training_kit.started_trainer(config) as trainer:
         yield trainer
 

@@ -166,21 +166,13 @@ def measure_trl(title: str, folder: Path, job: Job) -> None:
     """The same step by TRL's GRPOTrainer: sampling by vLLM in the same process, or by transformers on a CPU."""
     from transformers import AutoTokenizer
 
-    from tests.gpu.peer import ON_CPU, trl_seconds
+    from tests.gpu.peer import trl_settings, trl_steps
 
-    if vllm_env.has_accelerator():
+    on_gpu = vllm_env.has_accelerator()
+    if on_gpu:
         vllm_env.load()  # in the environment that an engine in this process needs
-    engine = {
-        "bf16": True,
-        "gradient_checkpointing": True,
-        "use_vllm": True,
-        "vllm_mode": "colocate",
-        "vllm_gpu_memory_utilization": 0.4,
-        "vllm_max_model_length": 256 + job.tokens,
-        "generation_kwargs": {"ignore_eos": True},
-    }
     rows = json.loads((folder / "rows.json").read_text(encoding="utf-8"))
-    seconds = trl_seconds(
+    measured = trl_steps(
         str(folder / "model"),
         AutoTokenizer.from_pretrained(folder / "model"),
         [row["prompt"] for row in rows],
@@ -190,8 +182,9 @@ def measure_trl(title: str, folder: Path, job: Job) -> None:
         tokens=job.tokens,
         micro=job.micro,
         steps=job.steps,
-        **(engine if vllm_env.has_accelerator() else ON_CPU),
+        **trl_settings(on_gpu=on_gpu, fast_bf16=on_gpu, longest=256 + job.tokens),
     )
+    seconds = [row["step"] for row in measured]
     mean = sum(seconds[1:]) / len(seconds[1:])
     found(title, True, **{"step s": mean, "first step s": seconds[0]})
 

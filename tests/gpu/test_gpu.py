@@ -10,9 +10,10 @@ from verl.models.log_probs import log_probs_and_entropy
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
 
 
+@pytest.mark.parametrize("shared", [False, True], ids=["apart", "shared"])
 @pytest.mark.parametrize("case", CASES, ids=lambda case: case.name)
-def test_packed_attention_is_plain_attention_forward_and_backward(case):
-    assert max(errors(case, "cuda").values()) <= TOLERANCE[case.dtype]
+def test_packed_attention_is_plain_attention_forward_and_backward(case, shared):
+    assert max(errors(case, "cuda", shared=shared).values()) <= TOLERANCE[case.dtype]
     if case.dtype == torch.bfloat16 and case.width % 8 == 0 and case.softcap is None:
         assert path(case, "cuda") in ("varlen_attn", "flash_attn_varlen_func")
 

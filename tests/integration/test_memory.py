@@ -144,7 +144,7 @@ def tracked_peak(ranks: int, tokens: int, responses: int, *, defer: bool) -> flo
         mesh = fsdp.build_mesh("cpu", -1)
         with FakeTensorMode(allow_non_fake_inputs=True):
             fsdp.shard(module, settings, mesh, torch.bfloat16)
-            fsdp.materialize(module, buffers, on_host=False)
+            fsdp.materialize(module, buffers, mesh, on_host=False)
             with FSDPMemTracker(module) as tracker:
                 mini_batch(module, settings, tracker, tokens=tokens, responses=responses)
             peaks = tracker.get_tracker_snapshot("peak")
@@ -173,6 +173,7 @@ def test_dry_runs_gpu_figures_are_those_of_torchs_memory_tracker(
         "data.rollout_batch_size=32",
         "worker.actor.global_batch_size=32",
         "worker.actor.micro_batch_size_per_device_for_update=1",
+        "worker.actor.micro_batch_size_per_device_for_experience=16",
         "worker.actor.model.enable_gradient_checkpointing=true",
         "worker.actor.fsdp.mp_param_dtype=bf16",
         f"worker.actor.fsdp.defer_gradient_reduction={defer}",

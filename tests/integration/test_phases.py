@@ -81,6 +81,7 @@ class Rank:
         mask = (torch.arange(T) < lengths[:, None]).long()
         whole = torch.cat([prompts.batch["attention_mask"].repeat_interleave(n, dim=0), mask], dim=1)
         tokens = {"responses": torch.full(mask.shape, 50), "response_mask": mask, "attention_mask": whole}
+        tokens["input_ids"] = torch.cat([prompts.batch["input_ids"].repeat_interleave(n, dim=0), 50 * mask], dim=1)
         return DataProto.from_dict(tokens | {"rollout_log_probs": torch.zeros(mask.shape)})
 
     def compute_ref_log_probs(self, data):

@@ -43,7 +43,7 @@ OBJECTIVES = {
     "dpo": {"objective": "dpo"},
 }
 LAYOUTS = {
-    1: {"whole": {"micro_batch_size": 8}, "single": {"micro_batch_size": 1, "padding_free": False}},
+    1: {"whole": {}, "single": {"micro_batch_size": 1, "padding_free": False}},
     2: {"sharded": {"micro_batch_size": 2}, "replicated": {"micro_batch_size": 1, "fsdp_size": 1}},
 }
 """layouts by number of ranks; five examples on two ranks leave one with nothing to do in its last micro-batch"""

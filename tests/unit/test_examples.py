@@ -140,7 +140,9 @@ def test_launcher_commands_could_run(script, world, monkeypatch):
     stages = [next(name for name in Checker().programs() if name in shlex.split(line)) for line in lines]
     rs = [] if "run_org" in script.stem else ["RS/train.py"]
     assert stages[: len(rs) + 1] == [*rs, "verl.trainer.main"]
-    assert stages.count("verl.eval.main") == 2 + len(rs) and stages[-1] == "scripts/make_table.py"
+    [measured] = values_of(lines, "verl.eval.main")
+    assert [len(yaml.safe_load(measured[key])) for key in ("model", "out")] == [2 + len(rs)] * 2
+    assert stages[-1] == "scripts/make_table.py"
 
 
 @pytest.mark.parametrize("script", LAUNCHERS, ids=lambda p: p.stem)
@@ -162,7 +164,7 @@ def test_launcher_does_what_its_name_says(script, world, monkeypatch):
     assert ("/RS/" in model) == ("run_org" not in name)
     assert ("/RS/" in (reference or model)) == ("_reject_ref_" in name)
     family = "Qwen2.5" if "_qwen_" in name else "Llama-3.1" if name.endswith("_3.1") else "Meta-Llama-3-8B"
-    original = values_of(lines, "verl.eval.main")[0]["model"]
+    original = yaml.safe_load(values_of(lines, "verl.eval.main")[0]["model"])[0]
     assert original == "muse-bench/MUSE-Books_target" if script.parent.name == "MUSE" else family in original
 
 

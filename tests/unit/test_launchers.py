@@ -21,7 +21,8 @@ STUB = """#!/usr/bin/env bash
 # Plays every command of a launcher: notes the call, fails or waits where told to, writes what the command would leave.
 for word in "$@"; do
     case $word in
-    output_dir=* | trainer.run_dir=* | out=*) folder=${word#*=} ;;
+    output_dir=* | trainer.run_dir=*) folders=("${word#*=}") ;;
+    out=*) mapfile -t folders < <("$REAL_PYTHON" -c "$LIST" "${word#*=}") ;;
     *verl.trainer.main) stage=rebo ;;
     *verl.eval.main) stage=eval ;;
     */train.py) stage=rs ;;
@@ -30,6 +31,7 @@ for word in "$@"; do
     esac
 done
 [[ -n ${stage:-} ]] || exec "$REAL_PYTHON" "$@"
+folder=${folders[-1]}
 echo "$stage $folder $*" >>"$CALLS"
 [[ "$stage $folder" == ${FAIL:-nothing} ]] && echo "it broke" && exit 3
 if [[ "$stage $folder" == ${WAIT:-nothing} ]]; then
@@ -37,13 +39,16 @@ if [[ "$stage $folder" == ${WAIT:-nothing} ]]; then
     touch "$CALLS.waiting"
     for _ in {1..100}; do sleep 0.1; done
 fi
-mkdir -p "$folder"
+mkdir -p "${folders[@]}"
 if [[ $stage == rebo ]]; then
     mkdir -p "$folder/checkpoints"
     echo '{"last_global_step": 20, "best_global_step": 15}' >"$folder/checkpoints/checkpoint_tracker.json"
 fi
-touch "$folder/DONE"
+touch "${folders[@]/%//DONE}"
 """
+LIST = (
+    "import sys, yaml; out = yaml.safe_load(sys.argv[1]); print(*(out if isinstance(out, list) else [out]), sep='\\n')"
+)
 
 
 @pytest.fixture
@@ -68,6 +73,7 @@ def settings(tree: Path, **environment: str) -> dict[str, str]:
         "PATH": f"{tree / 'bin'}:{os.environ['PATH']}",
         "REAL_PYTHON": sys.executable,
         "CALLS": str(tree / "calls"),
+        "LIST": LIST,
         "DATA": "data",
         "MODEL": "models/m",
         "GPUS": "1",
@@ -89,7 +95,7 @@ def test_every_stage_runs_in_order_and_a_second_launch_runs_only_the_tables(tree
     result = launch(tree)
     assert result.returncode == 0, result.stdout + result.stderr
     stages = [line.split()[0] for line in calls(tree)]
-    assert stages == ["rs", "rebo", "eval", "eval", "eval"] * 3 + ["table"] * 2
+    assert stages == ["rs", "rebo", "eval"] * 3 + ["table"] * 2
     rebo = [line for line in calls(tree) if line.startswith("rebo")]
     assert all(line.endswith(" algorithm.kl_coef=0.5") for line in rebo)
     evaluated = [line for line in calls(tree) if line.startswith("eval") and "/grpo_rj_rl/" in line]
@@ -107,7 +113,7 @@ def test_a_dry_run_hands_every_command_to_the_checker_and_starts_none(tree):
     assert not (tree / "calls").exists()
     checked = (tree / "calls.checked").read_text().splitlines()
     assert checked == launch(tree, DRY_RUN="print").stdout.splitlines()
-    assert len(checked) == 3 * 5 + 2
+    assert len(checked) == 3 * 3 + 2
     assert not (tree / "log").exists() and not (tree / "results").exists()
 
 
@@ -139,10 +145,12 @@ def test_a_target_without_data_is_listed(tree):
 
 def test_a_stage_that_leaves_no_done_has_failed(tree):
     stub = tree / "bin" / "python3"
-    stub.write_text(STUB.replace('touch "$folder/DONE"', '[[ $stage == eval ]] || touch "$folder/DONE"'))
+    stub.write_text(
+        STUB.replace('touch "${folders[@]/', '[[ $stage == eval ]] && folders=("$folder")\ntouch "${folders[@]/')
+    )
     result = launch(tree, TARGETS="1")
     assert result.returncode == 1
-    assert "1_Ann_Lee: eval_base failed" in result.stdout
+    assert "1_Ann_Lee: eval failed" in result.stdout
 
 
 def test_a_finished_stage_of_another_command_is_kept_and_named_and_so_is_a_torn_tracker(tree):

@@ -62,6 +62,9 @@ class DataConfig:
     """tokens of the longest response"""
     rollout_batch_size: int = 512
     """PROMPTS of a training step"""
+    forget_share: float | None = None
+    """share of forget prompts (by the ground truth's tag, or a column ``split``) in every draw of prompts, rounded to
+    whole ones; null: as the rows come"""
     mini_rollout_batch_size: int | None = None
     """PROMPTS drawn at a time under online filtering; null: rollout_batch_size"""
     val_batch_size: int = -1
@@ -115,6 +118,10 @@ class DataConfig:
             found.append("train_files='': is required; give the path of a JSON or parquet file")
         if self.image_dir is not None:
             found.append(f"image_dir={self.image_dir}: this trainer is for text models; set null")
+        if self.forget_share is not None and not 0 < self.forget_share < 1:
+            found.append(
+                f"forget_share={self.forget_share}: must lie between 0 and 1, or be null; 0.5 is half and half"
+            )
         mini = self.mini_rollout_batch_size
         if mini is not None and (mini < 1 or self.rollout_batch_size % mini):
             found.append(

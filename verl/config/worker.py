@@ -158,10 +158,12 @@ class BatchConfig:
     """sharding: FSDP2"""
     global_batch_size: int = 256
     """PROMPTS of a mini-batch over all ranks (each brings rollout.n samples); one optimiser step a mini-batch"""
-    micro_batch_size_per_device_for_update: int = 4
-    """samples of a forward and backward pass on one rank"""
-    micro_batch_size_per_device_for_experience: int = 16
-    """samples of a forward pass without gradients on one rank"""
+    micro_batch_size_per_device_for_update: int | Literal["auto"] = "auto"
+    """samples of a forward and backward pass on one rank, which change time and memory, not the result. ``auto``: on a
+    GPU the largest power of two that the memory model finds room for, on a CPU what amortises a pass over the weights;
+    the dry run says which. EasyR1 defaults to 4"""
+    micro_batch_size_per_device_for_experience: int | Literal["auto"] = "auto"
+    """samples of a forward pass without gradients on one rank; ``auto`` as above. EasyR1 defaults to 16"""
     max_grad_norm: float = 1.0
     """gradients are scaled down to this norm"""
     loss_avg_mode: LossAvgMode = "token"
@@ -171,6 +173,8 @@ class BatchConfig:
     """passes over each rollout batch"""
     padding_free: bool = True
     """pack sequences without padding"""
+    share_prompts: bool = True
+    """compute a prompt once for all its samples in a micro-batch; needs padding_free, and changes nothing but time"""
     dynamic_batching: bool = True
     """cut micro-batches by tokens: micro_batch_size x (max_prompt_length + max_response_length), instead of samples"""
     ulysses_size: int = 1
@@ -181,16 +185,14 @@ class BatchConfig:
     fsdp: FSDPConfig = field(default_factory=FSDPConfig)
     offload: OffloadConfig = field(default_factory=OffloadConfig)
 
+    @property
+    def shares_prompts(self) -> bool:
+        return self.share_prompts and self.padding_free
+
     def problems(self) -> list[str]:
-        found = positive(
-            self,
-            "global_batch_size",
-            "micro_batch_size_per_device_for_update",
-            "micro_batch_size_per_device_for_experience",
-            "max_grad_norm",
-            "ppo_epochs",
-            "ulysses_size",
-        )
+        sizes = ("micro_batch_size_per_device_for_update", "micro_batch_size_per_device_for_experience")
+        found = positive(self, "global_batch_size", "max_grad_norm", "ppo_epochs", "ulysses_size")
+        found += positive(self, *(name for name in sizes if getattr(self, name) != "auto"))
         kept, strategy, lora = self.fsdp.torch_dtype, self.optim.strategy, self.model.lora.rank > 0
         if strategy == "adamw" and kept not in (None, "fp32") and not lora:
             found.append(
@@ -306,7 +308,8 @@ class RolloutConfig:
     enforce_eager: bool = False
     """no CUDA graphs (always so on CPU)"""
     enable_chunked_prefill: bool | None = None
-    """cut long prompts into chunks; null: as the engine likes. false needs max_num_batched_tokens for a sequence"""
+    """cut long prompts into chunks; null: as the engine likes. false needs max_num_batched_tokens for a sequence. On
+    CPUs prompts are always whole, since vLLM cannot sample with seeds behind a chunk there"""
     lora_weights: Literal["adapter", "merged"] = "adapter"
     """under LoRA, what each step hands to the engine: the adapters, which it then applies as the trainer does, or all
     weights with the adapters merged, which samples faster and rounds small updates away in bf16"""

@@ -1,19 +1,16 @@
 """What a configuration will need: bytes of a rank in every phase of a step, and seconds.
 
-Counted from the configuration and the models' ``config.json`` alone. What is counted, and what a measured peak is, is
+Counted from the configuration and the models' sizes alone. What is counted, and what a measured peak is, is
 written down in docs/architecture.md. Left out: the batch itself, NCCL's and CUDA's own buffers, fragmentation.
 One model's share is ``model_memory``'s, time is ``step_time``'s.
 """
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from ..models.log_probs import ELEMENTS
-from ..models.model_config import read_decoder_settings
 from ..models.optim import CHUNK
-from ..rows.values import as_prompt, transcript
 from ..utils.environment import whole_variable
 from .flops import ModelShape
 from .hardware import Hardware
@@ -38,7 +35,6 @@ HEAP_UNSHARDED = 4
 layers (gathered, copied out, their gradients, the reduction). Measured: 1.2 to 1.5 GiB where layers have 0.32 GiB."""
 PASSING = ("activations", "logits")
 PASSING_WEIGHTS = ("gathered", "gradients", "unsharded gradients")
-CHARACTERS_PER_TOKEN = 4
 
 
 # ---- the batch ----------------------------------------------------------------------------------------------------
@@ -62,11 +58,12 @@ def micro_batch(config: "PPOConfig", settings: "BatchConfig", prompt: int, *, up
     if update:
         samples = settings.micro_batch_size_per_device_for_update
         available = settings.global_batch_size * config.worker.rollout.n // world
-    length = prompt + data.max_response_length
-    if settings.dynamic_batching:  # a budget in tokens: shorter prompts leave room for more samples
-        samples = samples * (data.max_prompt_length + data.max_response_length) // length
+    if settings.dynamic_batching and not settings.shares_prompts:  # shorter prompts leave room for more samples
+        samples = samples * (data.max_prompt_length + data.max_response_length) // (prompt + data.max_response_length)
     samples = max(1, min(samples, available))
-    return Micro(-(-samples * length // sharing), -(-samples * data.max_response_length // sharing))
+    prompts = -(-samples // config.worker.rollout.n) if settings.shares_prompts else samples
+    responses = samples * data.max_response_length
+    return Micro(-(-(prompts * prompt + responses) // sharing), -(-responses // sharing))
 
 
 # ---- phases -------------------------------------------------------------------------------------------------------
@@ -124,6 +121,7 @@ def estimate(
     """Memory and time of one rank.
 
     Args:
+        config: with numbers for all sizes of micro-batches (``micro_batches.with_micro_batches``).
         shapes: of ``actor``, and of ``ref`` and ``critic`` where they differ from it.
         prompt_tokens: of a usual prompt; None: data.max_prompt_length.
     """
@@ -268,6 +266,8 @@ class _Estimator:
     def _update(self, name: str) -> Parts:
         """The fullest moment: at the head, behind it, in the last layer, at the embedding, in the optimiser."""
         role, micro = self.roles[name], self._micro(name, update=True)
+        if role.held:
+            role = replace(role, full_shard=False, deferred=True)
         base = self._resident(name, updating=True)
         saved = saved_activations(role, micro.tokens, on_gpu=self.on_gpu)
         working = working_activations(role, micro.tokens, on_gpu=self.on_gpu)
@@ -279,7 +279,8 @@ class _Estimator:
             beside = reference.gathered
             logits += micro.responses * role.shape.vocab * reference.compute
         share = role.trained / role.parameters
-        reduced = role.reduce / role.compute
+        reduced = 0 if role.unsharded else role.reduce / role.compute
+        end_gathered = role.end if role.shape.tied and not role.unsharded else 0
         layer = int(role.layer * share * (1 + reduced))
         # Weights are freed before their gradient is reduced. Of one gradient for both ends the two parts and their sum
         # are there at once.
@@ -288,19 +289,20 @@ class _Estimator:
         waiting = int(role.end * share * (1 if role.shape.tied else reduced))
         # Gradients: those of this rank's shards, or all that were added up in the passes before.
         waiting_all = {"unsharded gradients": role.whole_gradients, "gradients": 0}
-        held = {"unsharded gradients": 0, "gradients": role.gradients} if not role.deferred else waiting_all
+        at_once = not role.deferred or role.unsharded
+        held = {"unsharded gradients": 0, "gradients": role.gradients} if at_once else waiting_all
         whole = held["unsharded gradients"]
         moments = [
             held | {"gathered": role.gathered + beside, "activations": saved, "logits": logits},
             held
             | {"gathered": role.gathered_layer, "activations": saved + working}
             | {"unsharded gradients": waiting + layer + whole},
-            {"gradients": role.gradients, "gathered": role.end if role.shape.tied else 0}
+            {"gradients": role.gradients, "gathered": end_gathered}
             | {"unsharded gradients": end + (waiting if role.shape.tied else 0)},
             {"gradients": role.gradients, "activations": self._scratch(role)},
         ]
         if not role.shape.tied:
-            behind = {"gathered": role.end, "activations": saved, "logits": logits // 2}
+            behind = {"gathered": 0 if role.unsharded else role.end, "activations": saved, "logits": logits // 2}
             moments.append(held | behind | {"unsharded gradients": end + whole})
         worst = max(moments, key=_sum)
         return base | worst | {"gathered": base["gathered"] + worst.get("gathered", 0)}
@@ -326,42 +328,11 @@ class _Estimator:
             kv_bytes_per_token=self.roles["actor"].shape.kv_bytes_per_token
             * bytes_of(config.worker.rollout.dtype)
             // (2 * config.worker.rollout.tensor_parallel_size),
+            shares_prompts=actor.shares_prompts,
         )
-        tokens = samples * (self.prompt + work.response_tokens) // work.world
+        tokens = work.computed[0] // work.world
         micros = {
             phase: -(-tokens // self._micro(role_name(phase), update=phase.startswith("update")).tokens)
             for phase in phases
         }
         return phase_seconds(phases, self.roles, work, micros, config.mini_batches, actor.ppo_epochs, self.hardware)
-
-
-# ---- from files ---------------------------------------------------------------------------------------------------
-def describe(config: "PPOConfig", rows: list[Mapping[str, Any]]) -> list[str]:
-    """The estimate on this machine, or on ``trainer.dry_run_gpu``, as lines; or the reason why there is none."""
-    worker = config.worker
-    models = {role: worker.model_of(role) for role in ("actor", "ref", "critic")}
-    try:
-        shapes = {role: _shape(model.model_path, model.override_config) for role, model in models.items()}
-        lengths = [len(transcript(as_prompt(row[config.data.prompt_key]))) for row in rows]
-        # Chat markup, about; a template of one's own is not looked at.
-        prompt = 8 + sum(lengths) // max(1, len(lengths)) // CHARACTERS_PER_TOKEN
-        wanted = config.trainer.dry_run_gpu
-        hardware = Hardware.named(wanted) if wanted else Hardware.here(worker.actor.fsdp.mp_param_dtype)
-        lines = estimate(config, shapes, hardware, prompt).lines()
-        if not wanted and not config.trainer.is_local:
-            lines.append("hardware               this machine's: the cluster's is not known; see trainer.dry_run_gpu")
-        return lines
-    except (ValueError, OSError) as error:
-        return [f"memory and time        no estimate: {error}"]
-
-
-def _shape(path: str, override: Mapping[str, Any]) -> ModelShape:
-    file = Path(path) / "config.json"
-    if not file.is_file():
-        from huggingface_hub import try_to_load_from_cache
-
-        cached = try_to_load_from_cache(path, "config.json")
-        if not isinstance(cached, str):
-            raise ValueError(f"{path} is not on this machine yet")
-        file = Path(cached)
-    return ModelShape.of(read_decoder_settings(file, override))

@@ -5,7 +5,7 @@ pass through a part of the weights, is refused.
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -103,7 +103,7 @@ class ModelShape:
         return self.layers * sum(rank * (a + b) for a, b in self.linear_shapes)
 
 
-def forward_flops(shape: ModelShape, tokens: int, seqlens: Sequence[int]) -> int:
+def forward_flops(shape: ModelShape, tokens: int, pairs: int) -> int:
     """Floating point operations of a forward pass.
 
     2 for each weight a token is multiplied with, head included, and 4 x width for each pair of tokens of a sequence,
@@ -111,14 +111,13 @@ def forward_flops(shape: ModelShape, tokens: int, seqlens: Sequence[int]) -> int
 
     Args:
         tokens: tokens that pass through the model.
-        seqlens: lengths of their sequences.
+        pairs: of tokens in one sequence: the sum of the squares of their lengths.
     """
     matrices = shape.layers * sum(a * b for a, b in shape.linear_shapes) + shape.vocab * shape.hidden
-    pairs = sum(length * length for length in seqlens)
     return 2 * matrices * tokens + 4 * shape.layers * shape.query * pairs
 
 
-def training_flops(config: Mapping[str, Any] | ModelShape, tokens: int, seqlens: Sequence[int]) -> int:
+def training_flops(config: Mapping[str, Any] | ModelShape, tokens: int, pairs: int) -> int:
     """Operations of forward and backward pass (3 x forward; what checkpointing computes again does not count)."""
     shape = config if isinstance(config, ModelShape) else ModelShape.of(config)
-    return 3 * forward_flops(shape, tokens, seqlens)
+    return 3 * forward_flops(shape, tokens, pairs)

@@ -7,6 +7,7 @@ torch had allocated in the training phases, without the engine, which sleeps thr
 
 import contextlib
 import ctypes
+import os
 import resource
 import sys
 from pathlib import Path
@@ -14,6 +15,7 @@ from pathlib import Path
 import torch
 
 GIB = 2**30
+M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 
 def resident_bytes() -> int:
@@ -48,6 +50,19 @@ def trim() -> None:
     if sys.platform == "linux":
         with contextlib.suppress(AttributeError, OSError):  # another C library
             ctypes.CDLL("libc.so.6").malloc_trim(0)
+
+
+def keep_freed() -> None:
+    """Let glibc keep freed tensors of up to 1 GiB until ``trim``, where the user has not set its thresholds.
+
+    By default those of 32 MiB and the heap's end go back at once, and the next micro-batch's come as pages of zeros,
+    one fault each: a tenth to a fifth of an update's time.
+    """
+    if sys.platform == "linux" and not {"MALLOC_MMAP_THRESHOLD_", "MALLOC_TRIM_THRESHOLD_"} & os.environ.keys():
+        with contextlib.suppress(AttributeError, OSError):
+            libc = ctypes.CDLL("libc.so.6")
+            libc.mallopt(M_MMAP_THRESHOLD, GIB)
+            libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
 class MemoryMeter:

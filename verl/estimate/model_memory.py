@@ -44,6 +44,10 @@ class Role:
     optimizer_away: bool
     on_host: bool
     """weights, gradients and optimiser state always lie in CPU memory"""
+    unsharded: bool = False
+    """one rank has the module as it is (``fsdp.shard``)"""
+    held: bool = False
+    """one rank on a CPU holds weights and gradients between the passes of a mini-batch (``fsdp.held``)"""
     borrowed: bool = False
     """the weights are the actor's"""
 
@@ -96,6 +100,8 @@ class Role:
     @property
     def gathered(self) -> int:
         """Gathered weights during a forward pass."""
+        if self.unsharded:
+            return 0
         if not self.full_shard:
             return self.outer + self.shape.layers * self.layer
         if self.shape.tied:
@@ -105,12 +111,12 @@ class Role:
     @property
     def gathered_layer(self) -> int:
         """The same in a layer's backward pass, when head and embedding are not there."""
-        return self.gathered if self.shape.tied or not self.full_shard else self.layer + self.flat
+        return self.gathered if self.shape.tied or not self.full_shard or self.unsharded else self.layer + self.flat
 
     @property
     def left_gathered(self) -> int:
         """What a pass without gradients leaves behind where FSDP does not shard again after it."""
-        return 0 if self.full_shard else self.shape.layers * self.layer + self.outer
+        return 0 if self.full_shard or self.unsharded else self.shape.layers * self.layer + self.outer
 
 
 def role_of(
@@ -132,6 +138,8 @@ def role_of(
     trained_in = "fp32" if adapters else kept
     parameters = shape.parameters + adapters - (0 if heads else shape.vocab * shape.hidden * (not shape.tied))
     gpu = hardware.memory is not None
+    types = {bytes_of(kept), compute, *([BYTES[fsdp.mp_reduce_dtype]] if batch else [])}
+    unsharded = world == 1 and not adapters and len(types) == 1 and not (gpu and fsdp.enable_cpu_offload)
     return Role(
         shape=shape,
         ranks=world if fsdp.fsdp_size == -1 else fsdp.fsdp_size,
@@ -150,6 +158,8 @@ def role_of(
         weights_away=gpu and offload.offload_params,
         optimizer_away=gpu and offload.offload_optimizer,
         on_host=gpu and fsdp.enable_cpu_offload,
+        unsharded=unsharded,
+        held=world == 1 and not gpu and not unsharded,
     )
 
 

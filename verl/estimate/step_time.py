@@ -37,6 +37,16 @@ class Work:
     """what a rank gathers for the engine"""
     kv_bytes_per_token: int
     """on one rank"""
+    shares_prompts: bool
+    """a pass over the batch computes each prompt once"""
+
+    @property
+    def computed(self) -> tuple[int, int]:
+        """Tokens of a pass over the batch, and pairs of tokens in one sequence."""
+        length = self.prompt_tokens + self.response_tokens
+        again = self.samples - self.prompts if self.shares_prompts else 0
+        tokens, pairs = self.samples * length, self.samples * length**2
+        return tokens - again * self.prompt_tokens, pairs - again * self.prompt_tokens**2
 
 
 def role_name(phase: str) -> str:
@@ -60,7 +70,6 @@ def phase_seconds(
     """
     # The ranks of a CPU machine share its cores.
     rank_flops = hardware.flops if hardware.memory else hardware.flops / work.ranks_per_node
-    length = work.prompt_tokens + work.response_tokens
     seconds = {"sync": _link_seconds(roles["actor"], work, hardware, work.sync_bytes)}
     for phase in phases:
         if phase == "load":
@@ -69,12 +78,12 @@ def phase_seconds(
             seconds[phase] = _rollout(roles["actor"], work, hardware, rank_flops)
             continue
         role = roles[role_name(phase)]
-        forward = work.samples * forward_flops(role.shape, length, [length])
+        forward = forward_flops(role.shape, *work.computed)
         updates = phase.startswith("update")
         passes = (4 if role.checkpointing else 3) * epochs if updates else 1
         compute = passes * forward / work.world / rank_flops / EFFICIENCY["training"]
         link = _link_seconds(role, work, hardware, _moved(role, micro_batches[phase], mini_batches, updates=updates))
-        link *= epochs if updates else 1
+        link *= 0 if role.unsharded else epochs if updates else 1
         seconds[phase] = max(compute, link)  # FSDP moves the next layer while this one computes
     return seconds
 
@@ -101,13 +110,13 @@ def _rollout(actor: Role, work: Work, hardware: Hardware, rank_flops: float) -> 
     """Prefill of every prompt once (its samples share the prefix), then one engine step for each response token."""
     tensor_parallel = work.world // work.engines
     speed = rank_flops * tensor_parallel
-    prompt_flops = forward_flops(actor.shape, work.prompt_tokens, [work.prompt_tokens])
+    prompt_flops = forward_flops(actor.shape, work.prompt_tokens, work.prompt_tokens**2)
     prefill = prompt_flops * work.prompts / work.engines / speed / EFFICIENCY["prefill"]
     samples = -(-work.samples // work.engines)
     at_once = min(samples, MAX_SEQUENCES)
     context = work.prompt_tokens + work.response_tokens / 2
     read = work.engine_bytes + at_once * context * work.kv_bytes_per_token
-    token = forward_flops(actor.shape, 1, []) + 4 * actor.shape.layers * actor.shape.query * context
+    token = forward_flops(actor.shape, 1, 0) + 4 * actor.shape.layers * actor.shape.query * context
     step = max(
         read / hardware.bandwidth / EFFICIENCY["decode bandwidth"], at_once * token / speed / EFFICIENCY["prefill"]
     )

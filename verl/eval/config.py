@@ -1,6 +1,6 @@
 """The evaluator's settings. Light: parsing them imports neither torch nor vLLM."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -97,3 +97,35 @@ class EvalConfig:
             for key, is_idle in idle.items()
             if is_idle
         ]
+
+
+@dataclass(frozen=True)
+class EvalCommand(EvalConfig):
+    """One benchmark and one folder of data, and one checkpoint or several, which share the engines."""
+
+    model: PathText | list[PathText]
+    """Checkpoint: a Hugging Face folder or hub id. Or a list of several: those that differ in their weights alone share
+    one engine."""
+    out: PathText | list[PathText]
+    """Folder for parts/*.jsonl, results.json and, last, DONE; with several targets for a folder of these per target. Of
+    several checkpoints a list, a folder for each."""
+
+    def each(self) -> list[EvalConfig]:
+        """An evaluation of each checkpoint."""
+        shared = {item.name: getattr(self, item.name) for item in fields(EvalConfig)}
+        pairs = zip(_listed(self.model), _listed(self.out), strict=True)
+        return [EvalConfig(**{**shared, "model": model, "out": out}) for model, out in pairs]
+
+    def problems(self) -> list[str]:
+        models, outs = _listed(self.model), _listed(self.out)
+        if not models:
+            return ["model=[]: names no checkpoint; give at least one"]
+        if len(models) != len(outs):
+            return [f"out={self.out}: must be a folder for each of {len(models)} model(s), in the same order"]
+        if len({Path(out).resolve() for out in outs}) < len(outs):
+            return [f"out={self.out}: names a folder twice; give each model a folder of its own"]
+        return list(dict.fromkeys(problem for one in self.each() for problem in one.problems()))
+
+
+def _listed(value: str | list[str]) -> list[str]:
+    return [value] if isinstance(value, str) else value

@@ -3,9 +3,11 @@
 Leaves out sampling seeds per request and log-probs, which the trainer's own rollout has.
 """
 
+import gc
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -65,6 +67,8 @@ class VLLMGenerator:
     ):
         from verl.utils import vllm_env
 
+        from . import exchange
+
         vllm = vllm_env.load()
         import torch.distributed
         from transformers import AutoConfig
@@ -78,21 +82,23 @@ class VLLMGenerator:
         self._kept = _all_but_weights(Path(model)) if reloadable else None
         self._own_process_group = not torch.distributed.is_initialized()
         try:
-            self._engine: Any = vllm.LLM(
-                model=model,
-                dtype=resolve_dtype(dtype),
-                seed=0,
-                max_model_len=self.max_model_len,
-                tensor_parallel_size=tensor_parallel_size,
-                gpu_memory_utilization=gpu_memory_utilization,
-                quantization=quantization,
-                trust_remote_code=trust_remote_code,
-                enforce_eager=not vllm_env.has_accelerator(),
-                disable_log_stats=True,
-            )
+            with _heap_left_alone():
+                self._engine: Any = vllm.LLM(
+                    model=model,
+                    dtype=resolve_dtype(dtype),
+                    seed=0,
+                    max_model_len=self.max_model_len,
+                    tensor_parallel_size=tensor_parallel_size,
+                    gpu_memory_utilization=gpu_memory_utilization,
+                    quantization=quantization,
+                    trust_remote_code=trust_remote_code,
+                    enforce_eager=not vllm_env.has_accelerator(),
+                    disable_log_stats=True,
+                )
         except ValueError as error:  # pydantic's among them, with all that it was given
             raise ConfigError(f"model={model}: vLLM refuses it: {vllm_env.refusal(error)}") from error
         self._engine.apply_model(vllm_env.take_classes_apart)
+        self._engine.apply_model(exchange.note_what_is_loaded)
 
     def generate(
         self,
@@ -129,22 +135,35 @@ class VLLMGenerator:
         """Take over the weights of another checkpoint folder, which costs a fraction of a new engine.
 
         Returns:
-            False, the engine being as it was, where the folder differs in more than its weights, or where the engine
-            quantises its weights or splits them over devices.
+            False, where the engine must not be used for it: the folder differs in more than its weights, the engine
+            quantises its weights or splits them over devices, or it does not prove that it holds the new ones.
         """
         from verl.utils import vllm_env
 
+        from . import exchange
+
         if self._kept is None or _all_but_weights(Path(model)) != self._kept:
             return False
+        before, wanted = exchange.first_rows(Path(self._model)), exchange.first_rows(Path(model))
+        [kept] = self._engine.apply_model(lambda module: exchange.held(module, before))
         self._engine.collective_rpc("reload_weights", kwargs={"weights_path": model})
         if not vllm_env.has_accelerator():
             self._engine.apply_model(vllm_env.repack_head)
         self._engine.reset_prefix_cache()
+        [stale] = self._engine.apply_model(
+            lambda module: kept - exchange.held(module, wanted) | exchange.left_out(module)
+        )
+        if stale or not kept:
+            names = ", ".join(sorted(stale)[:5]) or "it shows none of its weights as they came"
+            logger.warning(
+                "an engine does not prove that it holds the weights of %s (%s); a new one is started", model, names
+            )
+            return False
         self._take_tokenizer(model, self._trust_remote_code)
         return True
 
     def _take_tokenizer(self, model: str, trust_remote_code: bool) -> None:
-        self._trust_remote_code = trust_remote_code
+        self._model, self._trust_remote_code = model, trust_remote_code
         self.tokenizer = get_tokenizer(model, trust_remote_code=trust_remote_code)
         self._ends = stop_token_ids(self.tokenizer, model)
 
@@ -158,21 +177,33 @@ class VLLMGenerator:
 
     def close(self) -> None:
         """End the engine and the process group that it opened; a group that was there before stays."""
-        import gc
-
         import torch
         from vllm.distributed.parallel_state import destroy_distributed_environment, destroy_model_parallel
 
         if self._engine is None:
             return
-        self._engine.llm_engine.engine_core.shutdown()
+        with _heap_left_alone():
+            self._engine.llm_engine.engine_core.shutdown()
         self._engine = None
         destroy_model_parallel()
         if self._own_process_group:
             destroy_distributed_environment()
         gc.collect()
+        gc.freeze()  # what is left are modules, which would be looked through once more when the process ends
         if torch.cuda.is_available():
             torch.cuda.empty_cache()
+
+
+@contextmanager
+def _heap_left_alone() -> Iterator[None]:
+    """Keep vLLM from freezing all objects when an engine is up, and from thawing all when it ends: the collections that
+    follow would look through what its import made, a million objects, which ``vllm_env.load`` has frozen for good."""
+    plain = gc.freeze, gc.unfreeze
+    gc.freeze = gc.unfreeze = lambda: None
+    try:
+        yield
+    finally:
+        gc.freeze, gc.unfreeze = plain
 
 
 def resolve_dtype(dtype: str) -> str:

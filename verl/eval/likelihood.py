@@ -1,11 +1,11 @@
 """Exact log-likelihoods from batched forward passes of a Hugging Face model.
 
-Sequences are sorted by length and padded on the right; under a causal mask no real token sees the padding, so a value
-does not depend on the batch. Leaves out generation, and anything that needs gradients.
+What sequences begin with alike is computed once (``shared_prefixes``), and logits only where they are read; values
+depend on neither. Leaves out generation, and anything that needs gradients.
 """
 
 import logging
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -17,11 +17,16 @@ from verl.models.model_config import max_positions
 from verl.utils.errors import DataError
 
 from .generation import DEFAULT_MAX_MODEL_LEN, fit_left, resolve_dtype
+from .shared_prefixes import Places, passes
 
 logger = logging.getLogger(__name__)
 
 MAX_LOGITS = 2**28
-"""Logits held at once: 1 GiB in fp32. With a vocabulary of 128k this is 2,048 tokens a batch."""
+"""Logits held at once: 1 GiB in fp32. With a vocabulary of 128k these are 2,048 tokens of which logits are wanted."""
+READ_AT_ONCE = 2**22
+"""Of them, those that are turned into fp32 and read at once."""
+Reader = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+"""(fp32 logits (r, V), labels (r)) to (r, numbers)"""
 
 
 @dataclass(frozen=True)
@@ -76,39 +81,53 @@ def encode_texts(tokenizer: Any, rows: Sequence[Mapping[str, Any]]) -> list[list
 
 
 def token_log_probs(
-    model: Any, sequences: Sequence[list[int]], *, token_budget: int = 16384, desc: str
+    model: Any,
+    sequences: Sequence[list[int]],
+    counts: Sequence[int] | None = None,
+    *,
+    token_budget: int = 16384,
+    desc: str,
 ) -> list[np.ndarray]:
-    """log p(x_t | x_<t) in nats for t = 1..L-1 of every sequence, in the order given.
+    """log p(x_t | x_<t) in nats of the last tokens of every sequence, in the order given.
 
     Args:
         sequences: token ids of each text, BOS included where the model expects one; none may be empty.
+        counts: how many tokens of each sequence are wanted, at most; None: t = 1..L-1.
         token_budget: padded tokens a batch at most; a longer sequence is a batch of its own.
 
     Raises:
         DataError: if a sequence is empty or longer than the model's positions, or a value is not finite.
     """
-    out: list[np.ndarray] = [np.zeros(0)] * len(sequences)
-    for indices, ids_BL, logits_BLV in _batches(model, sequences, token_budget, desc):
-        chosen = _log_softmax(logits_BLV[:, :-1]).gather(-1, ids_BL[:, 1:, None]).squeeze(-1)
-        _scatter(out, chosen, indices, sequences, desc)
-    return out
+    wanted = counts or [len(sequence) for sequence in sequences]
+    spans = [
+        range(max(0, len(sequence) - 1 - count), len(sequence) - 1)
+        for sequence, count in zip(sequences, wanted, strict=True)
+    ]
+    found = _read(model, sequences, spans, _log_prob, token_budget, desc)
+    return [values[:, 0] for values in found]
+
+
+def _log_prob(logits_rV: torch.Tensor, labels_r: torch.Tensor) -> torch.Tensor:
+    chosen_r1 = logits_rV.gather(-1, labels_r[:, None])
+    return chosen_r1 - logits_rV.logsumexp(-1, keepdim=True)
 
 
 def token_statistics(
     model: Any, sequences: Sequence[list[int]], *, token_budget: int = 16384, desc: str
 ) -> list[TokenStatistics]:
     """As ``token_log_probs``, with the mean and the variance of the whole distribution at each token (Min-K%++)."""
-    fields: list[list[np.ndarray]] = [[np.zeros(0)] * len(sequences) for _ in range(3)]
-    for indices, ids_BL, logits_BLV in _batches(model, sequences, token_budget, desc):
-        log_probs = _log_softmax(logits_BLV[:, :-1])
-        probs = log_probs.exp()
-        # 0 * -inf: a token of probability zero adds nothing to either moment.
-        mean = (probs * log_probs).nan_to_num(nan=0.0).sum(-1)
-        variance = (probs * (log_probs - mean[..., None]).square()).nan_to_num(nan=0.0).sum(-1)
-        chosen = log_probs.gather(-1, ids_BL[:, 1:, None]).squeeze(-1)
-        for field, values in zip(fields, (chosen, mean, variance), strict=True):
-            _scatter(field, values, indices, sequences, desc)
-    return [TokenStatistics(*values) for values in zip(*fields, strict=True)]
+    spans = [range(len(sequence) - 1) for sequence in sequences]
+    return [TokenStatistics(*values.T) for values in _read(model, sequences, spans, _statistics, token_budget, desc)]
+
+
+def _statistics(logits_rV: torch.Tensor, labels_r: torch.Tensor) -> torch.Tensor:
+    log_probs = torch.log_softmax(logits_rV, dim=-1)
+    probs = log_probs.exp()
+    # 0 * -inf: a token of probability zero adds nothing to either moment.
+    mean = (probs * log_probs).nan_to_num(nan=0.0).sum(-1)
+    variance = (probs * (log_probs - mean[..., None]).square()).nan_to_num(nan=0.0).sum(-1)
+    chosen = log_probs.gather(-1, labels_r[:, None]).squeeze(-1)
+    return torch.stack([chosen, mean, variance], dim=-1)
 
 
 def next_token_log_probs(
@@ -119,66 +138,51 @@ def next_token_log_probs(
     Raises:
         DataError: as ``token_log_probs``.
     """
-    out = np.zeros((len(sequences), len(candidates)))
-    for indices, _, logits_BLV in _batches(model, sequences, token_budget, desc):
-        last = torch.tensor([len(sequences[index]) - 1 for index in indices], device=logits_BLV.device)
-        logits_BV = logits_BLV[torch.arange(len(indices), device=last.device), last]
-        for index, row in zip(indices, _log_softmax(logits_BV)[:, list(candidates)].cpu().numpy(), strict=True):
-            out[index] = _finite(row, index, desc)
-    return out
+    picked = list(candidates)
+
+    def read(logits_rV: torch.Tensor, _: torch.Tensor) -> torch.Tensor:
+        return torch.log_softmax(logits_rV, dim=-1)[:, picked]
+
+    spans = [range(len(sequence) - 1, len(sequence)) for sequence in sequences]
+    found = _read(model, sequences, spans, read, token_budget, desc)
+    return np.reshape(found, (len(sequences), len(picked)))
 
 
-def _finite(log_probs: np.ndarray, index: int, desc: str) -> np.ndarray:
-    """A model that diverged gives NaN everywhere, and the likeliest of NaN would be the first choice."""
-    if not np.isfinite(log_probs).all():
-        raise DataError(
-            f"{desc}: the model's log-probabilities of sequence {index} are not finite; its weights diverged, or "
-            "dtype= cannot hold its activations"
-        )
-    return log_probs
-
-
-def _log_softmax(logits: torch.Tensor) -> torch.Tensor:
-    return torch.log_softmax(logits.float(), dim=-1)
-
-
-def _scatter(
-    out: list[np.ndarray], values_BT: torch.Tensor, indices: list[int], sequences: Sequence[list[int]], desc: str
-) -> None:
-    for row, index in zip(values_BT.cpu().numpy(), indices, strict=True):
-        out[index] = _finite(row[: len(sequences[index]) - 1].astype(np.float64), index, desc)
-
-
-def _batches(
-    model: Any, sequences: Sequence[list[int]], token_budget: int, desc: str
-) -> Iterator[tuple[list[int], torch.Tensor, torch.Tensor]]:
-    """Indices (B), padded ids (B, L) and logits (B, L, V) batch by batch, the longest first to fail early on memory."""
+def _read(
+    model: Any, sequences: Sequence[list[int]], spans: Sequence[range], read: Reader, token_budget: int, desc: str
+) -> list[np.ndarray]:
+    """What ``read`` makes of the logits at each sequence's positions: arrays of shape (len(span), numbers)."""
     longest = max(map(len, sequences), default=0)
     limit = max_positions(model.config) or longest
     if longest > limit or any(not sequence for sequence in sequences):
         raise DataError(f"{desc}: sequences must have 1 to {limit} tokens; shorten the longest, which has {longest}")
-    budget = min(token_budget, MAX_LOGITS // model.config.get_text_config().vocab_size)
-    with torch.inference_mode(), tqdm(total=len(sequences), desc=desc) as bar:
-        for indices in length_batches([len(sequence) for sequence in sequences], budget):
-            width = len(sequences[indices[0]])
-            padded = [sequences[index] + [0] * (width - len(sequences[index])) for index in indices]
-            mask = [[1] * len(sequences[index]) + [0] * (width - len(sequences[index])) for index in indices]
-            ids_BL = torch.tensor(padded, device=model.device)
-            mask_BL = torch.tensor(mask, device=model.device)
-            yield indices, ids_BL, model(input_ids=ids_BL, attention_mask=mask_BL, use_cache=False).logits
-            bar.update(len(indices))
+    ends = np.cumsum([len(span) for span in spans], dtype=int)
+    out: dict[int, np.ndarray] = {}
+    with torch.inference_mode(), tqdm(total=sum(map(len, spans)), desc=desc, unit="token") as bar:
+        for logits_BkV, places in passes(model, sequences, spans, token_budget=token_budget, most_logits=MAX_LOGITS):
+            values = _in_steps(logits_BkV, places, read)
+            if len(broken := np.flatnonzero(~np.isfinite(values).all(axis=1))):
+                # A model that diverged gives NaN everywhere, and the likeliest of NaN would be the first choice.
+                index = int(np.searchsorted(ends, places.number[broken[0]], side="right"))
+                raise DataError(
+                    f"{desc}: the model's log-probabilities of sequence {index} are not finite; its weights diverged, "
+                    "or dtype= cannot hold its activations"
+                )
+            out.update(zip(places.number, values, strict=True))
+            bar.update(len(places.number))
+    flat = np.array([out[number] for number in range(len(out))])
+    return np.split(flat, ends[:-1]) if len(ends) else []
 
 
-def length_batches(lengths: Sequence[int], token_budget: int) -> Iterator[list[int]]:
-    """Indices grouped by falling length, so that (longest of the group) * (its size) stays within the budget."""
-    batch: list[int] = []
-    for index in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
-        if batch and lengths[batch[0]] * (len(batch) + 1) > token_budget:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch
+def _in_steps(logits_BkV: torch.Tensor, places: Places, read: Reader) -> np.ndarray:
+    """What ``read`` makes of the places of a pass, of shape (n, numbers), without an fp32 copy of all logits."""
+    step = max(1, READ_AT_ONCE // logits_BkV.shape[-1])
+    parts = [slice(first, first + step) for first in range(0, len(places.number), step)]
+    read_parts = [
+        read(logits_BkV[places.row[part], places.column[part]].float(), places.label[part]).cpu().numpy()
+        for part in parts
+    ]
+    return np.concatenate(read_parts or [np.zeros((0, 1))]).astype(np.float64)
 
 
 class LikelihoodModel:

@@ -1,8 +1,8 @@
 """The evaluator's command line: ``python3 -m verl.eval.main model=DIR suite=rwku data=FOLDER out=DIR [key=value]``.
 
 Every row of a table comes through here, with one decoding. Parts that are finished are not measured again; parts that
-generate share one vLLM engine, parts that need likelihoods share one Hugging Face model, also over several targets, and
-the two are never in memory together. Leaves out tables (``scripts/make_table.py``) and the demo's report
+generate share one vLLM engine, also over several targets and models, parts that need likelihoods share one Hugging Face
+model, and the two are never in memory together. Leaves out tables (``scripts/make_table.py``) and the demo's report
 (``verl.eval.report``).
 """
 
@@ -26,7 +26,7 @@ from verl.utils.errors import ConfigError, DataError, bullet_list
 from verl.utils.tokenizer import get_tokenizer
 
 from . import results
-from .config import EvalConfig
+from .config import EvalCommand, EvalConfig
 from .engines import Engines
 from .generation import resolve_dtype
 from .origin import base_model, data_source, training_record
@@ -50,8 +50,8 @@ def evaluate(config: EvalConfig, engines: Engines | None = None) -> dict[str, An
 
 
 def evaluate_all(configs: list[EvalConfig], engines: Engines | None = None) -> list[dict[str, Any]]:
-    """As ``evaluate``, for several targets of one model: all of them generate before the first needs likelihoods."""
-    # Everything that can be wrong with the folders is found before an engine starts.
+    """As ``evaluate``, for several targets and models: all of them generate before the first needs likelihoods."""
+    # Everything that can be wrong with any of them is found before an engine starts.
     plans = _plans(configs)
     pending = [(part, plan) for plan in plans for part in plan.pending]
     pending.sort(key=lambda pair: ("generation", "likelihood").index(pair[0].engine))
@@ -101,6 +101,8 @@ def _plans(configs: list[EvalConfig]) -> list[_Plan]:
             pending = [part for part in parts if not _is_finished(Path(config.out), identities[part.name])]
             document = _document(config, results.model_identity(folder), Path(config.out))
             plans.append(_Plan(config, parts, folder, identities, pending, document))
+        except ConfigError as error:
+            raise ConfigError(f"model={config.model}: {error}") from error
         except DataError as error:
             problems.append(str(error))
     if problems:
@@ -320,25 +322,28 @@ def _device() -> str:
     return torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
 
 
-def measure(config: EvalConfig) -> None:
+def measure(command: EvalCommand) -> None:
     """Evaluate, and log the numbers."""
-    each = targets(config)
-    if len(each) > 1:
-        (Path(config.out) / "DONE").unlink(missing_ok=True)
+    of_each = {config.out: targets(config) for config in command.each()}
+    for out, found in of_each.items():
+        if len(found) > 1:
+            (Path(out) / "DONE").unlink(missing_ok=True)
+    each = [one for found in of_each.values() for one in found]
     for one, document in zip(each, evaluate_all(each), strict=True):
         if len(each) > 1:
-            logger.info("%s", Path(one.data).name)
+            logger.info("%s, %s", one.model, Path(one.data).name)
         for name, entry in document["parts"].items():
             shown = "  ".join(
                 f"{metric} {value['value']:.1f}" for metric, value in entry["metrics"].items() if "/" not in metric
             )
             logger.info("%-10s %s", name, shown)
         logger.info("written to %s", Path(one.out) / "results.json")
-    write_text(Path(config.out) / "DONE", "")
+    for out in of_each:
+        write_text(Path(out) / "DONE", "")
 
 
 def main(argv: list[str]) -> int:
-    return run_cli(EvalConfig, measure, argv, TIMED)
+    return run_cli(EvalCommand, measure, argv, TIMED)
 
 
 if __name__ == "__main__":

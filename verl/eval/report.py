@@ -21,8 +21,7 @@ from verl.verdict.answers import answer_list
 
 from . import plots
 from .config import EvalConfig
-from .engines import Engines
-from .main import evaluate, inspect, select_parts
+from .main import evaluate_all
 from .render import markdown_grid
 from .results import Row, check_comparable, fingerprint, metric, part_path, read_part
 from .selection import chosen_checkpoint
@@ -71,14 +70,8 @@ def make_report(config: ReportConfig) -> dict[str, Any]:
     out, run = Path(config.out), Path(config.rebo)
     models = {"base": config.base, "rs": config.rs, "rebo": str(chosen_checkpoint(run))}
     folders = {name: Path(config.measured or out / "eval") / name for name in models}
-    configs = {name: EvalConfig(model, "atlas", config.data, str(folders[name])) for name, model in models.items()}
-    for one in configs.values():  # a wrong third model is found before the first is measured
-        inspect(one, select_parts(one))
-    measured = {}
-    with Engines() as engines:
-        for name, one in configs.items():
-            logger.info("%s: %s", NAMES[name], one.model)
-            measured[name] = evaluate(one, engines)
+    configs = [EvalConfig(model, "atlas", config.data, str(folders[name])) for name, model in models.items()]
+    measured = dict(zip(models, evaluate_all(configs), strict=True))
     rows = {name: {part: read_part(part_path(folder, part))[1] for part in PARTS} for name, folder in folders.items()}
     check_comparable(measured, PARTS)
     summary = {name: summarise_row(results) for name, results in measured.items()}

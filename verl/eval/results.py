@@ -130,12 +130,16 @@ def model_identity(folder: Path) -> dict[str, str]:
 
 
 def _hash_files(paths: list[Path]) -> str:
-    return fingerprint({path.name: _sha256(path, path.stat().st_size, path.stat().st_mtime_ns) for path in paths})
+    return fingerprint({path.name: _hash_file(path) for path in paths})
+
+
+def _hash_file(path: Path) -> str:
+    """Hashed once a process: many targets have the same weights, many models the same data."""
+    return _sha256(path, path.stat().st_size, path.stat().st_mtime_ns)
 
 
 @cache
 def _sha256(path: Path, size: int, changed_ns: int) -> str:
-    """Hashed once a process: with many targets, the same weights would be read for each."""
     return file_sha256(path)
 
 
@@ -161,7 +165,7 @@ def part_identity(part: Part, *, model: Mapping[str, str], engine: Mapping[str, 
         "model": dict(model),
         "engine": dict(engine),
         "decoding": dict(part.decoding),
-        "data": {name: file_sha256(data / name) for name in part.files},
+        "data": {name: _hash_file(data / name) for name in part.files},
     }
 
 

@@ -27,9 +27,8 @@ from verl.utils.tokenizer import get_tokenizer
 
 from . import render
 from .config import EvalConfig
-from .engines import Engines
 from .layouts import Column
-from .main import evaluate, inspect, resolve_model, select_parts
+from .main import evaluate_all, inspect, resolve_model, select_parts
 from .probes import attack_kind
 from .quantize import write_quantized
 from .relearn import RelearnConfig, read_examples, write_relearned
@@ -143,7 +142,7 @@ def _conditions(config: RobustnessConfig) -> dict[str, str]:
 
 
 def _measure(config: RobustnessConfig, folder: Path, out: Path) -> None:
-    """Make the attacked models while the device is free, then evaluate them one by one, on one engine."""
+    """Make the attacked models while the device is free, then evaluate them all, on one engine."""
     systems = {"system_prompt": _asking_prompt(config)} if "system_prompt" in config.conditions else {}
     texts = Path(config.relearn.file or Path(config.data) / "passage.json")
     if "relearn" in config.conditions:
@@ -162,12 +161,9 @@ def _measure(config: RobustnessConfig, folder: Path, out: Path) -> None:
             models[condition] = write_quantized(folder, target, 8 if condition == "int8" else 4)
         elif condition == "relearn":
             models[condition] = write_relearned(folder, target, texts, config.relearn)
-    documents = {}
-    with Engines() as engines:
-        for name in _folders(config):
-            logger.info("condition %s", name)
-            condition = _eval_config(config, models[name], out / name, systems.get(name))
-            documents[name] = evaluate(condition, engines)
+    names = _folders(config)
+    conditions = [_eval_config(config, models[name], out / name, systems.get(name)) for name in names]
+    documents = dict(zip(names, evaluate_all(conditions), strict=True))
     check_comparable({name: doc for name, doc in documents.items() if name != "system_prompt"}, ["forget"])
 
 

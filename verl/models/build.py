@@ -158,7 +158,7 @@ def build_model(
         module.requires_grad_(False)
     buffers = dict(module.named_buffers())
     shard(module, fsdp, mesh, resolve_dtype(fsdp.mp_param_dtype))
-    materialize(module, buffers, on_host=fsdp.enable_cpu_offload and mesh.device_type != "cpu")
+    materialize(module, buffers, mesh, on_host=fsdp.enable_cpu_offload and mesh.device_type != "cpu")
     source = None
     if not fsdp.enable_rank0_init or torch.distributed.get_rank() == 0:
         # Of its own, since to build a model sets the attention in its configuration, which the sharded one lives by.

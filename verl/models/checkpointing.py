@@ -39,7 +39,7 @@ def save_role(role: Any, folder: Path, tokenizer: Any, model: ModelConfig, *, mo
     save_hf_folder(role.module, folder / "huggingface", tokenizer, model)
     save_adapter(role.module, folder / ADAPTER)
     if not model_only:
-        dcp.save(_training_state(role), checkpoint_id=folder / "dcp")
+        dcp.save(training_state(role), checkpoint_id=folder / "dcp")
 
 
 def save_adapter(module: torch.nn.Module, folder: Path) -> None:
@@ -59,7 +59,7 @@ def load_role(role: Any, folder: Path) -> None:
     That is weights, the optimiser's moments, and how many steps the schedule has made. What a step does (learning rate,
     weight decay, betas) is not of the state: the optimiser and the schedule as they were built hold.
     """
-    state, scheduler = _training_state(role), role.stepper.scheduler
+    state, scheduler = training_state(role), role.stepper.scheduler
     groups = state["optim"].pop("param_groups")
     dcp.load(state, checkpoint_id=folder / "dcp")
     set_state_dict(
@@ -73,7 +73,8 @@ def load_role(role: Any, folder: Path) -> None:
     role.stepper.skipped = state["skipped"]
 
 
-def _training_state(role: Any) -> dict[str, Any]:
+def training_state(role: Any) -> dict[str, Any]:
+    """What ``dcp/`` holds."""
     model, optim = get_state_dict(role.module, role.stepper.optimizer)
     scheduler = {"last_epoch": role.stepper.scheduler.last_epoch}
     return {"model": model, "optim": optim, "scheduler": scheduler, "skipped": role.stepper.skipped}

@@ -1,5 +1,8 @@
 """One forward pass over a micro-batch, packed or padded, giving what the model says at every response token.
 
+Packed samples of one prompt share it (``verl.models.attention``): it is computed once, what it says at its last token
+is said to every response, and all their gradients meet in it.
+
 Shapes: b samples, L = S + T columns (prompt padded left, response padded right), N response tokens, n of them on this
 rank (N without sequence parallelism), V vocabulary.
 """
@@ -10,7 +13,8 @@ import torch
 import torch.nn.functional as F
 from tensordict import TensorDict
 
-from .attention import Packing
+from .attention import Packing, SharedPacking
+from .prompts import same_prompts
 from .ulysses import SequenceParallel, SharedRow
 
 
@@ -38,59 +42,97 @@ class ResponseOutputs:
 
 
 def forward_responses(
-    module: torch.nn.Module, batch: TensorDict, *, padding_free: bool, parallel: SequenceParallel | None = None
+    module: torch.nn.Module,
+    batch: TensorDict,
+    *,
+    padding_free: bool,
+    share_prompts: bool = True,
+    parallel: SequenceParallel | None = None,
 ) -> ResponseOutputs:
     """Run the model over whole samples and keep its outputs at the response tokens.
 
     Args:
-        batch: ``input_ids``, ``attention_mask`` (b, L) and ``response_mask`` (b, T).
+        batch: ``input_ids``, ``attention_mask`` (b, L) and ``response_mask`` (b, T), true where outputs are wanted.
+            Every prompt, what lies before the last T columns, has a token.
+        share_prompts: compute a prompt once for all its samples; without ``padding_free`` there is no sharing.
         parallel: the ranks that have the same batch and share the work on it; needs ``padding_free``.
     """
-    seen = batch["attention_mask"].bool()
     mask_bT = batch["response_mask"].bool()
-    width = seen.shape[1]
-    predicts = torch.zeros_like(seen)  # a token is predicted one column before its own
-    predicts[:, width - mask_bT.shape[1] - 1 : width - 1] = mask_bT
     if padding_free:
-        logits_nV, row = _forward_packed(module, batch, seen, predicts, parallel)
+        logits_nV, row = _forward_packed(module, batch, share_prompts, parallel)
         return ResponseOutputs(logits_nV, mask_bT, row)
-    return ResponseOutputs(_forward_padded(module, batch, seen, predicts), mask_bT)
+    return ResponseOutputs(_forward_padded(module, batch), mask_bT)
+
+
+def _predicting(batch: TensorDict) -> torch.Tensor:
+    """(b, L) bool: where a response token is predicted, one column before its own."""
+    width = batch["response_mask"].shape[1]
+    predicts = torch.zeros_like(batch["attention_mask"], dtype=torch.bool)
+    predicts[:, -width - 1 : -1] = batch["response_mask"].bool()
+    return predicts
 
 
 def _forward_packed(
-    module: torch.nn.Module,
-    batch: TensorDict,
-    seen: torch.Tensor,
-    predicts: torch.Tensor,
-    parallel: SequenceParallel | None,
+    module: torch.nn.Module, batch: TensorDict, share_prompts: bool, parallel: SequenceParallel | None
 ) -> tuple[torch.Tensor, SharedRow | None]:
-    lengths, ids = seen.sum(dim=1), batch["input_ids"][seen]
-    keep, row = predicts[seen].nonzero().squeeze(1), None
+    prompt_b = same_prompts(batch) if share_prompts else None
+    if prompt_b is not None and len(prompt_b.unique()) < len(prompt_b):
+        ids, keep, packing = _pack_shared(batch, prompt_b, parallel)
+    else:
+        ids, keep, packing = _pack_whole(batch, parallel)
+    row, columns = None, packing.position_ids
     if parallel is not None:
-        missing = parallel.missing(len(ids))
-        lengths = torch.cat([lengths, lengths.new_tensor([missing] if missing else [])])  # a sequence of its own
-        ids = F.pad(ids, (0, missing))
-        row = SharedRow(parallel, keep, len(ids))
-        keep = row.places_here
-    packing = Packing.of(lengths, parallel)
-    columns = packing.columns
-    if parallel is not None:
-        ids, columns = parallel.mine(ids), parallel.mine(columns)
+        row = SharedRow(parallel, keep, packing.tokens)
+        keep, ids, columns = row.places_here, parallel.mine(ids), parallel.mine(columns)
     inputs = {"input_ids": ids.unsqueeze(0), "position_ids": columns.unsqueeze(0)}
     if _has_value_head(module):
         return module(**inputs, packing=packing, use_cache=False).logits[0][keep], row
     return module(**inputs, packing=packing, logits_to_keep=keep, use_cache=False).logits[0], row
 
 
-def _forward_padded(
-    module: torch.nn.Module, batch: TensorDict, seen: torch.Tensor, predicts: torch.Tensor
-) -> torch.Tensor:
+def _pack_whole(batch: TensorDict, parallel: SequenceParallel | None) -> tuple[torch.Tensor, torch.Tensor, Packing]:
+    """Samples end to end: (T,) ids, the (N,) places that predict the response tokens, and the packing."""
+    seen = batch["attention_mask"].bool()
+    ids, missing = batch["input_ids"][seen], 0 if parallel is None else parallel.missing(int(seen.sum()))
+    extra = [missing] if missing else []  # a sequence of its own
+    lengths = torch.cat([seen.sum(dim=1), seen.new_tensor(extra, dtype=torch.int64)])
+    keep = _predicting(batch)[seen].nonzero().squeeze(1)
+    return F.pad(ids, (0, missing)), keep, Packing.of(lengths, parallel)
+
+
+def _pack_shared(
+    batch: TensorDict, prompt_b: torch.Tensor, parallel: SequenceParallel | None
+) -> tuple[torch.Tensor, torch.Tensor, SharedPacking]:
+    """The same with all prompts, each once, in front of all responses."""
+    width = batch["response_mask"].shape[1]
+    ids, seen = batch["input_ids"], batch["attention_mask"].bool()
+    behind = seen[:, -width:]
+    first_p = prompt_b.new_zeros(int(prompt_b.max()) + 1).scatter(
+        0, prompt_b, torch.arange(len(ids), device=ids.device)
+    )
+    prompts = Packing.of(seen[first_p, :-width].sum(dim=1))
+    row = torch.cat([ids[first_p, :-width][seen[first_p, :-width]], ids[:, -width:][behind]])
+    lengths, owner = behind.sum(dim=1), prompt_b
+    if parallel is not None and (missing := parallel.missing(len(row))):
+        # Padding goes behind some prompt as a response that nobody asks about.
+        row, lengths, owner = F.pad(row, (0, missing)), F.pad(lengths, (0, 1), value=missing), F.pad(owner, (0, 1))
+    responses = Packing.of(lengths)
+    # A response's first token is predicted by its prompt's last, any other by the one before it.
+    last = (prompts.starts + prompts.lengths - 1)[owner[responses.rows]]
+    before = prompts.tokens + torch.arange(responses.tokens, device=ids.device) - 1
+    predicted = batch["response_mask"].bool()[behind]
+    keep = torch.where(responses.columns == 0, last, before)[: len(predicted)][predicted]
+    return row, keep, SharedPacking(prompts, responses, owner, parallel)
+
+
+def _forward_padded(module: torch.nn.Module, batch: TensorDict) -> torch.Tensor:
     # All padding goes to the right, where no real token can see it: neither attention nor a layer that carries a state
     # needs a mask then, and positions count from zero.
+    seen = batch["attention_mask"].bool()
     order = seen.to(torch.uint8).argsort(dim=1, descending=True, stable=True)[:, : int(seen.sum(dim=1).max())]
     # A pad token may have been added to the tokenizer alone, and have no embedding.
     ids = batch["input_ids"].masked_fill(~seen, 0)
-    ids, predicts = ids.gather(1, order), predicts.gather(1, order)
+    ids, predicts = ids.gather(1, order), _predicting(batch).gather(1, order)
     return module(input_ids=ids, use_cache=False).logits[predicts]
 
 

@@ -1,7 +1,9 @@
 """What RULE does with FSDP2: shard a module, move it off the device, clip its gradients."""
 
-from collections.abc import Iterable, Iterator, MutableMapping
-from typing import Any
+import math
+from collections.abc import Iterable, Iterator, MutableMapping, Sequence
+from dataclasses import replace
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -12,6 +14,7 @@ from torch.utils.weak import WeakIdKeyDictionary
 
 from ..config.worker import FSDPConfig
 
+Micro = TypeVar("Micro")
 REDUCE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
 
 
@@ -25,13 +28,23 @@ def build_mesh(device_type: str, fsdp_size: int) -> DeviceMesh:
 
 
 def shard(module: torch.nn.Module, config: FSDPConfig, mesh: DeviceMesh, param_dtype: torch.dtype) -> None:
-    """Shard every transformer layer, embedding and head, then what is left, in place."""
+    """Shard every transformer layer, embedding and head, then what is left, in place.
+
+    A single rank that computes, and adds up gradients, in the type that its weights are kept in has nothing to gather,
+    cast or reduce: its module stays as it is, which spares it half a dozen copies of all weights a micro-batch.
+    """
+    offloads = config.enable_cpu_offload and mesh.device_type != "cpu"
+    types = {param_dtype, *(param.dtype for param in module.parameters())}
+    if any(param.requires_grad for param in module.parameters()):
+        types.add(REDUCE_DTYPES[config.mp_reduce_dtype])
+    if mesh.size() == 1 and len(types) == 1 and not offloads:
+        return
     options: dict[str, Any] = {
         "mesh": mesh,
         "reshard_after_forward": config.enable_full_shard,
         "mp_policy": MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=REDUCE_DTYPES[config.mp_reduce_dtype]),
     }
-    if config.enable_cpu_offload and mesh.device_type != "cpu":
+    if offloads:
         options["offload_policy"] = CPUOffloadPolicy()
     layers = set(getattr(module, "_no_split_modules", None) or ())
     for part in [*(part for part in module.modules() if type(part).__name__ in layers), *_ends(module)]:
@@ -48,14 +61,14 @@ def _ends(module: torch.nn.Module) -> list[torch.nn.Module]:
     return [] if getattr(model, "all_tied_weights_keys", None) else [embedding, head]
 
 
-def materialize(module: torch.nn.Module, buffers: dict[str, torch.Tensor], *, on_host: bool) -> None:
-    """Give a module that was sharded on the meta device its memory. The shards' content is undefined.
+def materialize(module: torch.nn.Module, buffers: dict[str, torch.Tensor], mesh: DeviceMesh, *, on_host: bool) -> None:
+    """Give a module that was sharded over ``mesh`` on the meta device its memory. The shards' content is undefined.
 
     Args:
         buffers: the real buffers, which the meta device would have lost; they go where the arithmetic is.
         on_host: the shards lie in CPU memory although the arithmetic does not (``enable_cpu_offload``); FSDP pins them.
     """
-    device = compute_device(module)
+    device = _device_of(mesh)
     module.to_empty(device="cpu" if on_host else device)
     module.tie_weights()  # to_empty made two parameters of tied ones
     for name, buffer in buffers.items():
@@ -68,7 +81,12 @@ def compute_device(module: torch.nn.Module) -> torch.device:
     parameter = next(module.parameters())
     if not isinstance(parameter, DTensor):
         return parameter.device
-    kind = parameter.device_mesh.device_type
+    return _device_of(parameter.device_mesh)
+
+
+def _device_of(mesh: DeviceMesh) -> torch.device:
+    """Where a mesh's arithmetic is on this rank."""
+    kind = mesh.device_type
     return torch.device("cuda", torch.cuda.current_device()) if kind == "cuda" else torch.device(kind)
 
 
@@ -86,15 +104,35 @@ def hold_gradients(module: FSDPModule, config: FSDPConfig, *, last: bool) -> Non
     module.set_reshard_after_backward(last or config.enable_full_shard)
 
 
+def held(module: torch.nn.Module, config: FSDPConfig, micros: Sequence[Micro]) -> Iterator[Micro]:
+    """The micro-batches of a mini-batch, with gradients and weights held between their passes where that pays.
+
+    Gradients are, by ``defer_gradient_reduction``. A single rank on a CPU holds both unasked: it has whole gradients
+    anyway, and casting all weights twice a micro-batch takes as long as the arithmetic of hundreds of tokens.
+    """
+    sharded = isinstance(module, FSDPModule)
+    alone = sharded and dist.get_world_size() == 1 and compute_device(module).type == "cpu"
+    holding = replace(config, enable_full_shard=False, defer_gradient_reduction=True) if alone else config
+    if alone:
+        module.set_reshard_after_forward(False)
+    for number, micro in enumerate(micros, 1):
+        if sharded and holding.defer_gradient_reduction:
+            hold_gradients(module, holding, last=number == len(micros))
+        yield micro
+    if alone:  # behind a pass without gradients comes none that would give the weights back
+        module.set_reshard_after_forward(config.enable_full_shard)
+
+
 def clip_grad_norm(parameters: list[torch.nn.Parameter], max_norm: float) -> float:
     """Scale gradients down to ``max_norm``; returns the norm before. A non-finite norm leaves the gradients alone."""
     # Summed in fp64: fp32 sums over millions of elements differ by 1e-4 with the way they are sharded.
     norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float64) for p in parameters if p.grad is not None]
     norm = torch.linalg.vector_norm(torch.stack(norms))
     total = norm.full_tensor() if isinstance(norm, DTensor) else norm
-    if torch.isfinite(total):
+    value = total.item()
+    if math.isfinite(value) and value + 1e-6 > max_norm:  # below, every gradient would be read and multiplied by 1
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, total.float(), foreach=True)
-    return total.item()
+    return value
 
 
 _ON_HOST: MutableMapping[torch.Tensor, tuple[torch.Tensor, int]] = WeakIdKeyDictionary()

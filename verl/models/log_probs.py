@@ -55,18 +55,22 @@ class _LogProbs(torch.autograd.Function):
 def _rows_forward(logits_rV: torch.Tensor, labels_r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """log p(label), H = - sum_v p_v log p_v, and the logarithm of the sum of exp(logits)."""
     logits_rV = logits_rV.float()
-    lse_r = logits_rV.logsumexp(-1)
-    log_p_rV = logits_rV - lse_r[:, None]
-    entropy_r = -(log_p_rV.exp() * log_p_rV).sum(-1)
-    return log_p_rV.gather(-1, labels_r[:, None]).squeeze(-1), entropy_r, lse_r
+    highest_r = logits_rV.amax(-1)
+    below_rV = logits_rV - highest_r[:, None]
+    exp_rV = below_rV.exp()
+    sum_r = exp_rV.sum(-1)
+    lse_r = sum_r.log() + highest_r
+    # p = exp / sum and log p = below - log sum, so both sums need one exponential alone.
+    entropy_r = sum_r.log() - exp_rV.mul_(below_rV).sum(-1) / sum_r
+    return logits_rV.gather(-1, labels_r[:, None]).squeeze(-1) - lse_r, entropy_r, lse_r
 
 
 def _rows_backward(
     logits_rV: torch.Tensor, labels_r: torch.Tensor, lse_r: torch.Tensor, gradient_r: torch.Tensor
 ) -> torch.Tensor:
     """d log p(label) / d z_v = [v is the label] - p_v."""
-    gradient_rV = (logits_rV.float() - lse_r[:, None]).exp() * -gradient_r[:, None]
-    return gradient_rV.scatter_add(-1, labels_r[:, None], gradient_r[:, None])
+    gradient_rV = (logits_rV.float() - lse_r[:, None]).exp_().mul_(-gradient_r[:, None])
+    return gradient_rV.scatter_add_(-1, labels_r[:, None], gradient_r[:, None])
 
 
 def _rows(logits_nV: torch.Tensor) -> Iterator[slice]:

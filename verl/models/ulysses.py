@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 import torch.distributed as dist
+import torch.nn.functional as F
 
 
 @dataclass(frozen=True)
@@ -92,31 +93,37 @@ class _Whole(torch.autograd.Function):
 
 @dataclass(frozen=True)
 class SharedRow:
-    """Where the N wanted tokens of a packed row lie, seen from one of the ranks that share it."""
+    """Where the N wanted tokens of a packed row lie, seen from one of the ranks that share it. A token may be wanted
+    more than once, and they may come in any order."""
 
     parallel: SequenceParallel
     places: torch.Tensor
-    """(N,) int64, ascending: where each lies in the row"""
+    """(N,) int64: where each lies in the row"""
     tokens: int
     """T"""
 
+    @cached_property
+    def _owner(self) -> torch.Tensor:
+        """(N,) int64: the rank that has each."""
+        return self.places // (self.tokens // self.parallel.size)
+
     @cached_property  # it waits for the device
-    def here(self) -> slice:
-        """Which of the N are this rank's."""
-        length = self.tokens // self.parallel.size
-        bounds = torch.tensor([self.parallel.rank * length, (self.parallel.rank + 1) * length])
-        first, last = torch.searchsorted(self.places, bounds.to(self.places.device)).tolist()
-        return slice(first, last)
+    def here(self) -> torch.Tensor:
+        """(n,) int64, ascending: which of the N are this rank's."""
+        return (self._owner == self.parallel.rank).nonzero().squeeze(1)
 
     @property
     def places_here(self) -> torch.Tensor:
         """(n,) int64: where this rank's lie among its own t tokens."""
-        return self.places[self.here] - self.parallel.rank * self.tokens // self.parallel.size
+        return self.places[self.here] - self.parallel.rank * (self.tokens // self.parallel.size)
 
     def whole(self, values: torch.Tensor) -> torch.Tensor:
         """(N,) from every rank's (n,) of its own."""
-        mine = values.new_zeros(self.tokens // self.parallel.size)
-        return self.parallel.whole(mine.index_put((self.places_here,), values))[self.places]
+        has = F.one_hot(self._owner, self.parallel.size)
+        most = int(has.sum(dim=0).max())
+        mine = F.pad(values, (0, most - len(values)))
+        number = (has.cumsum(dim=0) - 1).gather(1, self._owner[:, None]).squeeze(1)  # of each among its rank's
+        return self.parallel.whole(mine)[self._owner * most + number]
 
 
 def head_problem(size: int, settings: Mapping[str, Any]) -> str | None:

@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cache
-from itertools import accumulate
+from itertools import accumulate, islice
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,8 @@ logger = logging.getLogger(__name__)
 TRAIN = "train"
 SHOWN = 5
 """Files named in a warning."""
+MOST_FILES = 10_000
+"""In a folder that is searched for rows; a home folder or a whole disk is a mistake."""
 HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 SPLIT_NAME = re.compile(r"\w+(?:\.\w+)*")
 ENDINGS = (".json", *LINES, *TABLES)
@@ -197,7 +199,15 @@ def _layout(folder: Path) -> dict[str, list[Path]]:
     """The files of each split: by the configuration in a README, else by the first of the hub's rules that holds for
     any file (shards, names of folders, names of files), else all are ``train``: those on top, or where there are none,
     those below."""
-    files = [path.relative_to(folder) for path in sorted(folder.rglob("*")) if path.is_file()]
+    try:
+        entries = list(islice(folder.rglob("*"), MOST_FILES + 1))
+        files = [path.relative_to(folder) for path in sorted(entries) if path.is_file()]
+    except OSError as error:
+        raise DataError(
+            f"{folder}: cannot be searched for rows ({error}); name the file, or a folder of rows alone"
+        ) from error
+    if len(entries) > MOST_FILES:
+        raise DataError(f"{folder}: holds more than {MOST_FILES} files; name the file, or a folder of rows alone")
     hidden = re.compile(r"(^|/)(\.|__)")
     there = [
         path

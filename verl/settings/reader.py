@@ -353,7 +353,8 @@ def _coerce_choice(choices: tuple, value: Any) -> Any:
             return choice
     near = closest(untyped(value), choices)
     hint = f" (did you mean {near}?)" if near else ""
-    raise TypeError(f"must be one of {', '.join(map(str, choices))}{hint}")
+    kind = "one of " if len(choices) > 1 else ""
+    raise TypeError(f"must be {kind}{', '.join(map(str, choices))}{hint}")
 
 
 def _coerce_text(value: Any) -> str:

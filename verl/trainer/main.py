@@ -11,7 +11,6 @@ from typing import Any
 
 from ..config.checks.inert import inert_settings
 from ..config.run import PPOConfig
-from ..estimate.estimate import describe
 from ..rows.sources import read_rows
 from ..rows.values import read_shots
 from ..settings.reader import to_yaml
@@ -19,7 +18,7 @@ from ..utils.environment import set_defaults
 from ..utils.errors import ConfigError, DataError
 from ..utils.orphans import watch
 from ..utils.ray_address import LOCAL, QUICKLY, reachable, unreachable
-from .preflight import make_plan, read_config
+from .preflight import make_plan, read_config, share_problems
 from .resuming import changed_settings, check_steps_left
 
 logger = logging.getLogger(__name__)
@@ -37,6 +36,8 @@ def main(argv: list[str] | None = None) -> int:
         for change in changed_settings(config):
             logger.info("%s", change)
         if config.trainer.dry_run:
+            from ..estimate.dry_run import describe  # takes seconds
+
             rows = read_rows(config.data.train_files)
             val_rows = read_rows(config.data.val_files) if config.data.val_files else []
             plan = make_plan(config, rows, val_rows)
@@ -77,6 +78,8 @@ def run(config: PPOConfig) -> int:
             f"data.rollout_batch_size={data.rollout_batch_size}: only {len(train)} prompts are short enough; "
             f"set at most {len(train)}, or raise data.max_prompt_length={data.max_prompt_length}"
         )
+    if problems := share_problems(config, train.used_rows):  # prompts that were too long are gone by now
+        raise ConfigError(problems[0])
     check_steps_left(config, plan.total_steps)
     for line in plan.lines():
         logger.info("%s", line)

@@ -13,6 +13,7 @@ import torch
 
 from ..estimate.flops import ModelShape, training_flops
 from ..protocol import DataProto
+from ..workers.seqlen_balancing import Tokens
 
 
 def reward_metrics(
@@ -71,16 +72,16 @@ def batch_metrics(batch: DataProto, ends: Collection[int]) -> dict[str, float]:
 
 
 def update_mfu(
-    batch: DataProto, shape: ModelShape, peak_flops: float, seconds: float, *, epochs: int, adapters: bool
+    tokens: Tokens, shape: ModelShape, peak_flops: float, seconds: float, *, epochs: int, adapters: bool
 ) -> float:
-    """Share of the GPUs' bf16 peak that an update reached: PaLM's count of operations (``utils.flops``), over its time.
+    """Share of the GPUs' bf16 peak that an update reached: PaLM's operations (``estimate.flops``) over its time.
 
     Args:
+        tokens: what the batch's rows cost. A shared prompt counts once.
         peak_flops: operations a second of all ranks together.
         adapters: only LoRA's are trained, so that no gradient of the weights is taken: a third of the operations less.
     """
-    lengths = batch.batch["attention_mask"].sum(dim=1).tolist()
-    operations = training_flops(shape, sum(lengths), lengths) * (2 / 3 if adapters else 1)
+    operations = training_flops(shape, tokens(), tokens.pairs()) * (2 / 3 if adapters else 1)
     return epochs * operations / seconds / peak_flops
 
 

@@ -29,6 +29,7 @@ from ..utils.logger import available
 from ..utils.ray_address import address_problems
 from ..utils.tokenizer import read_template
 from ..workers.reward.function import ground_truth_check, load_reward_function
+from .data_loader import share_problem
 from .resuming import resume_problems
 
 SIZES = ("num_attention_heads", "num_key_value_heads", "num_hidden_layers", "max_position_embeddings")
@@ -82,7 +83,20 @@ def _data_problems(config: PPOConfig, truth_problem: Callable[[Any], str | None]
                 f"data.rollout_batch_size={data.rollout_batch_size}: there are only {len(rows)} training rows; "
                 f"set at most {len(rows)}"
             )
+        elif key == "train_files" and not problems:
+            found += share_problems(config, rows)
     return found + _icl_problems(config)
+
+
+def share_problems(config: PPOConfig, rows: list[Row]) -> list[str]:
+    """Why ``rows`` cannot be drawn with data.forget_share; empty where they can."""
+    data = config.data
+    if data.forget_share is None:
+        return []
+    draw = data.mini_rollout_batch_size if config.algorithm.online_filtering else None
+    forget = sum(split_of(row, data.answer_key) == "forget" for row in rows)
+    problem = share_problem(data.forget_share, draw or data.rollout_batch_size, (forget, len(rows) - forget))
+    return [problem] if problem else []
 
 
 def _icl_problems(config: PPOConfig) -> list[str]:

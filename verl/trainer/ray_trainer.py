@@ -28,7 +28,7 @@ from ..utils.chat import stop_token_ids
 from ..utils.logger import Tracker
 from ..utils.provenance import git_revision
 from ..workers.fsdp_workers import FSDPWorker
-from ..workers.seqlen_balancing import balance_dataproto
+from ..workers.seqlen_balancing import Tokens, balance_dataproto
 from .data_loader import PromptLoader, prompt_batch
 from .dataset import RLHFDataset
 from .dialogues import log_generations
@@ -37,6 +37,11 @@ from .metrics import Timer, batch_metrics, reward_metrics, update_mfu
 from .resuming import BEST, contents, differences, resume_folder
 
 logger = logging.getLogger(__name__)
+
+NOT_SENT = {"prompts", "token_level_scores", "token_level_rewards", "reward_baselines", "ref_kl"}
+"""batch keys that the driver alone reads"""
+CRITICS = {"values", "returns"}
+"""those that no method of the ranks reads but ``update_critic``"""
 
 
 class RayPPOTrainer:
@@ -58,7 +63,8 @@ class RayPPOTrainer:
         noisy: RLHFDataset | None = None,
     ) -> None:
         self.config, self.tokenizer, self.val, self.noisy = config, tokenizer, val, noisy
-        self.loader = PromptLoader(train, shuffle=config.data.shuffle, seed=config.data.seed)
+        data = config.data
+        self.loader = PromptLoader(train, shuffle=data.shuffle, seed=data.seed, forget_share=data.forget_share)
         self.contents = contents(config, train.rows)
         self.total_steps, self.step = total_steps, 0
         algorithm = config.algorithm
@@ -143,7 +149,7 @@ class RayPPOTrainer:
         """One step of reinforcement learning; returns its metrics."""
         timer, metrics = Timer(), {}
         batch = self.experience.collect(self.step, timer, metrics)
-        balance_dataproto(batch, self.config.data_parallel_size, len(batch) // self.config.mini_batches)
+        self._balance(batch)
         if not self.config.exactly_on_policy:
             with timer("old"):
                 batch = batch.union(self._on_ranks("compute_log_probs", batch))
@@ -166,22 +172,31 @@ class RayPPOTrainer:
         if self.step >= self.config.trainer.critic_warmup:
             with timer("update_actor"):
                 self._update_actor(batch, metrics)
-            metrics |= self._mfu(batch, timer.seconds["update_actor"])
+            metrics |= self._work_done(batch, timer.seconds["update_actor"])
         metrics |= batch_metrics(batch, self.ends)
         return metrics | self.experience.handed_over | timer.metrics(batch, self.workers.world_size)
 
-    def _mfu(self, batch: DataProto, seconds: float) -> dict[str, float]:
-        """``perf/mfu`` of an update; nothing where a rank's device, or the model, has no known figures."""
+    def _work_done(self, batch: DataProto, seconds: float) -> dict[str, float]:
+        """``perf/computed_tokens``, and ``perf/mfu`` of an update where every rank's device and the model are known."""
+        tokens = Tokens.of(batch, share_prompts=self.config.worker.actor.shares_prompts)
+        computed = {"perf/computed_tokens": float(tokens())}
         if None in self.arithmetic:
-            return {}
+            return computed
         actor, shape = self.config.worker.actor, self.arithmetic[0][0]
         peak = sum(flops for _, flops in self.arithmetic)
         adapters = actor.model.lora.rank > 0
-        return {"perf/mfu": update_mfu(batch, shape, peak, seconds, epochs=actor.ppo_epochs, adapters=adapters)}
+        mfu = update_mfu(tokens, shape, peak, seconds, epochs=actor.ppo_epochs, adapters=adapters)
+        return computed | {"perf/mfu": mfu}
 
     # ---- learning ---------------------------------------------------------------------------------------------------
+    def _balance(self, batch: DataProto) -> None:
+        """Reorder a batch so that every rank gets as much work."""
+        ranks, size = self.config.data_parallel_size, len(batch) // self.config.mini_batches
+        balance_dataproto(batch, ranks, size, share_prompts=self.config.worker.actor.shares_prompts)
+
     def _shared_out(self, method: str, batch: DataProto, **meta_info: Any) -> list[Any]:
-        data = batch.select(non_tensor_batch_keys=[])
+        left_out = NOT_SENT if method == "update_critic" else NOT_SENT | CRITICS
+        data = batch.select([key for key in sorted(batch.batch.keys()) if key not in left_out], [])
         data.meta_info = meta_info
         return self.workers.split(method, data, self.config.worker.actor.ulysses_size)
 
@@ -239,7 +254,7 @@ class RayPPOTrainer:
         common = sorted(set(replayed.batch.keys()) & set(batch.batch.keys()))
         both = [part.select(common, ["uid"]) for part in (batch, replayed)]
         joined = DataProto.concat(both)
-        balance_dataproto(joined, self.config.data_parallel_size, len(joined) // self.config.mini_batches)
+        self._balance(joined)
         return joined
 
     def _update_actor(self, batch: DataProto, metrics: dict[str, float]) -> None:

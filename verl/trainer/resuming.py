@@ -34,6 +34,7 @@ FIXED = {
     "data.seed": ORDER,
     "data.rollout_batch_size": ORDER,
     "data.mini_rollout_batch_size": ORDER,
+    "data.forget_share": ORDER,
     "data.prompt_key": PROMPTS,
     "data.answer_key": PROMPTS,
     "data.mode": PROMPTS,

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import Any
 
 from safetensors import SafetensorError, safe_open
-from torch.distributed.checkpoint.api import CheckpointException
 
 from .atomic import write_json
 
@@ -80,6 +79,8 @@ def write_errors(path: str | Path) -> Iterator[None]:
     Without it a full disk ends a worker in ways nobody catches: torch.distributed.checkpoint raises a BaseException,
     torch.save a RuntimeError out of its zip writer, safetensors an exception of its own.
     """
+    from torch.distributed.checkpoint.api import CheckpointException  # takes seconds, and a configuration's check none
+
     try:
         yield
     except CheckpointException as error:

@@ -2,9 +2,11 @@
 
 import hashlib
 import subprocess
+from functools import cache
 from pathlib import Path
 
 
+@cache
 def git_revision() -> str:
     """Short commit id of this checkout, with ``+dirty`` when tracked files differ; ``unknown`` outside git."""
     root = Path(__file__).resolve().parents[2]

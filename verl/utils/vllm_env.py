@@ -6,6 +6,7 @@ import inspect
 import sys
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import torch
 
@@ -70,6 +71,25 @@ def repack_head(model: torch.nn.Module) -> None:
     for module in model.modules():
         if isinstance(module, ParallelLMHead) and module.weight.numel():
             module.quant_method.process_weights_after_loading(module)
+
+
+def count_no_ranks(worker: Any) -> None:
+    """Let the CPU's sampler call the rank of a sampled token in the vocabulary 0, where nothing but its log-probability
+    is asked for. Nobody reads the rank, and vLLM compares the whole vocabulary with every token to count it."""
+    from vllm.v1.outputs import LogprobsTensors
+
+    sampler = getattr(worker.model_runner, "sampler", None)
+    if not hasattr(sampler, "gather_logprobs"):  # another vLLM's
+        return
+    plain = sampler.gather_logprobs
+
+    def gather(logprobs: torch.Tensor, num_logprobs: int, token_ids: torch.Tensor) -> LogprobsTensors:
+        if num_logprobs:
+            return plain(logprobs, num_logprobs, token_ids)
+        column = token_ids[:, None]
+        return LogprobsTensors(column.to(torch.int32), logprobs.gather(1, column), torch.zeros_like(token_ids))
+
+    sampler.gather_logprobs = gather
 
 
 def refusal(error: ValueError) -> str:

@@ -11,15 +11,18 @@ from .seqlen_balancing import prepare_dynamic_batch
 Number = torch.Tensor | float
 
 
-def micro_batches(data: DataProto, *, max_samples: int, max_tokens: int | None) -> tuple[list[DataProto], list]:
+def micro_batches(
+    data: DataProto, *, max_samples: int, max_tokens: int | None, share_prompts: bool
+) -> tuple[list[DataProto], list]:
     """The micro-batches and the index of each's rows; as many on every rank, since FSDP's collectives must pair up.
 
     Args:
         max_samples: rows of a micro-batch, where ``max_tokens`` is None.
         max_tokens: real tokens of a micro-batch.
+        share_prompts: a prompt counts once a micro-batch.
     """
     if max_tokens is not None:
-        return prepare_dynamic_batch(data, max_tokens)
+        return prepare_dynamic_batch(data, max_tokens, share_prompts=share_prompts)
     rows = [slice(start, start + max_samples) for start in range(0, len(data), max_samples)]
     return [data[part] for part in rows], rows
 

@@ -20,7 +20,8 @@ from ..config.run import PPOConfig
 from ..config.worker import MAX_SEQUENCES, BatchConfig
 from ..estimate.flops import ModelShape
 from ..estimate.hardware import device_peak_flops
-from ..estimate.meter import GIB, MemoryMeter
+from ..estimate.meter import GIB, MemoryMeter, keep_freed
+from ..estimate.micro_batches import is_open, lines_of, sizes, with_micro_batches, with_sizes
 from ..models.fsdp import build_mesh, load_module, load_optimizer, offload_module, offload_optimizer
 from ..models.model_config import decoder_settings, engine_overrides
 from ..models.ulysses import SequenceParallel, head_problem
@@ -96,6 +97,8 @@ class FSDPWorker:
         self.device = torch.device("cuda", 0) if self.on_gpu else torch.device("cpu")
         if self.on_gpu:
             torch.cuda.set_device(self.device)
+        else:
+            keep_freed()
         # Ray says OMP_NUM_THREADS=1. Beside a GPU the host still gathers, casts and steps what is offloaded.
         torch.set_num_threads(threads or max(1, cores() // self.config.trainer.n_gpus_per_node))
         dist.init_process_group("cpu:gloo,cuda:nccl" if self.on_gpu else "gloo")
@@ -120,6 +123,7 @@ class FSDPWorker:
         self.hf_config = load_config(model)
         if problem := head_problem(worker.actor.ulysses_size, decoder_settings(self.hf_config)):
             raise ConfigError(problem)
+        self.config = self._with_micro_batches()
         self.actor = self._build_policy(trained=True)
         self.reference = self._build_policy(trained=False) if self.config.use_reference else None
         if self.config.algorithm.kl_estimator == "full":
@@ -128,6 +132,26 @@ class FSDPWorker:
         held = self.memory.held()
         self._build_rollout()
         self.memory.start(self.memory.held() - held)
+
+    def _with_micro_batches(self) -> PPOConfig:
+        """The configuration with numbers for ``auto``, on every rank those of the one with the least room."""
+        if not is_open(self.config):
+            return self.config
+        from ..models.build import load_config
+
+        memory = torch.cuda.get_device_properties(self.device).total_memory if self.on_gpu else None
+        try:
+            models = {role: self.config.worker.model_of(role) for role in ("actor", "ref", "critic")}
+            shapes = {role: ModelShape.of(decoder_settings(load_config(model))) for role, model in models.items()}
+        except ValueError as error:
+            logger.warning("micro-batches have EasyR1's sizes: %s", error)
+            shapes = None
+        found = torch.tensor(sizes(with_micro_batches(self.config, shapes, memory)), device=self.device)
+        dist.all_reduce(found, dist.ReduceOp.MIN)
+        config = with_sizes(self.config, found.tolist())
+        if self.rank == 0:
+            logger.info("%s", "; ".join(lines_of(config)))
+        return config
 
     def _tokens(self, samples: int, dynamic: bool) -> int | None:
         """Token budget of a micro-batch: that of ``samples`` full-length ones; None counts samples instead."""

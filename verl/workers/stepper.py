@@ -14,7 +14,7 @@ import torch.distributed as dist
 from torch.optim.lr_scheduler import LambdaLR
 
 from ..config.worker import BatchConfig
-from ..models.fsdp import clip_grad_norm, hold_gradients
+from ..models.fsdp import clip_grad_norm, held
 from ..protocol import DataProto
 from .batching import MetricSums, micro_batches
 
@@ -54,10 +54,9 @@ class Stepper:
         dist.all_reduce(weight)
         size = self.config.micro_batch_size_per_device_for_update
         finite = torch.ones((), dtype=torch.bool, device=weight.device)  # read once, behind the last micro-batch
-        micros = micro_batches(mini_batch, max_samples=size, max_tokens=self.max_tokens)[0]
-        for number, micro in enumerate(micros, 1):
-            if self.config.fsdp.defer_gradient_reduction:
-                hold_gradients(self.module, self.config.fsdp, last=number == len(micros))
+        shared = self.config.shares_prompts
+        micros = micro_batches(mini_batch, max_samples=size, max_tokens=self.max_tokens, share_prompts=shared)[0]
+        for micro in held(self.module, self.config.fsdp, micros):
             loss_sum, metrics = loss_function(micro)
             # FSDP averages gradients over ranks; the mean we want is over samples, so undo its division.
             loss = loss_sum * dist.get_world_size() / weight

@@ -3,7 +3,10 @@
 import json
 
 import pytest
+import torch
 
+from RS.config import RSConfig
+from RS.models.build import build_training, rank_threads
 from RS.train import main
 from tests.conftest import ROOT
 
@@ -98,3 +101,47 @@ def test_a_finished_run_is_left_alone_and_differences_are_named(files, tmp_path,
     assert "is finished" in caplog.text
     assert "made with learning_rate=0.5, not 1e-05" in caplog.text
     assert sorted(path.name for path in out.iterdir()) == ["DONE", "config.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("words", "expected"),
+    [
+        (["micro_batch_size=auto"], None),
+        (["micro_batch_size=3"], None),
+        (["micro_batch_size=0"], "micro_batch_size=0: must be greater than 0"),
+        (["micro_batch_size=full"], "micro_batch_size='full': must be"),
+    ],
+)
+def test_a_micro_batch_is_a_number_of_examples_or_found(words, expected, files, capsys):
+    assert main([*files, *words, "dry_run=true"]) == (2 if expected else 0)
+    assert (expected or "") in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("shape", "expected"),
+    [
+        ("constant", [0, 0.5, 1, 1, 1, 1, 1]),
+        ("linear", [0, 0.5, 1, 0.75, 0.5, 0.25, 0]),
+        ("cosine", [0, 0.5, 1, 0.8535534, 0.5, 0.1464466, 0]),  # (1 + cos(pi / 4)) / 2
+    ],
+)
+def test_the_learning_rate_warms_up_and_then_follows_its_shape(shape, expected):
+    settings = {"learning_rate": 1.0, "lr_scheduler_type": shape, "warmup_steps": 2}
+    config = RSConfig(model="m", data="d", output_dir="o", **settings)
+    optimizer, scheduler = build_training(torch.nn.Linear(1, 1), config, training_steps=6)
+    rates = []
+    for _ in expected:
+        rates += scheduler.get_last_lr()
+        optimizer.step()
+        scheduler.step()
+    assert rates == pytest.approx(expected, abs=1e-6)
+
+
+@pytest.mark.parametrize(("ranks", "said", "expected"), [("4", "1", 2), ("16", "1", 1), ("4", "3", 7), ("1", "1", 7)])
+def test_ranks_share_the_cores_unless_the_user_says_how_many(ranks, said, expected, monkeypatch):
+    """torchrun sets OMP_NUM_THREADS=1 for several ranks, on a machine of any size."""
+    monkeypatch.setattr("os.sched_getaffinity", lambda _: set(range(8)), raising=False)
+    monkeypatch.setattr("torch.get_num_threads", lambda: 7)
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", ranks)
+    monkeypatch.setenv("OMP_NUM_THREADS", said)
+    assert rank_threads() == expected

@@ -6,8 +6,12 @@ import pytest
 import torch
 
 from RS.config import RSConfig
-from RS.utils.batches import collate, endless, epoch_batches, my_micro_batches
+from RS.trainer import RSTrainer
+from RS.utils.batches import Budget, collate, endless, epoch_batches, my_micro_batches
 from RS.utils.data import Example, encode_side, read_side
+from tests.conftest import tiny_llama
+from verl.models.forward import forward_responses
+from verl.models.packable import pack
 from verl.utils.chat import encode_prompt
 from verl.utils.errors import DataError
 from verl.utils.tokenizer import get_tokenizer
@@ -182,23 +186,117 @@ def test_an_epoch_visits_every_row_once_in_a_seeded_order():
     assert sorted(next(stream) for _ in range(3)) == [0, 1, 2] == sorted(next(stream) for _ in range(3))
 
 
-@pytest.mark.parametrize(("world", "size"), [(1, 2), (2, 2), (3, 1), (4, 8)])
-def test_ranks_share_a_batch_without_loss_and_in_step(world, size):
-    examples = [Example([1] * (index + 1), [2]) for index in range(9)]
+@pytest.mark.parametrize(
+    ("world", "budget"),
+    [(1, Budget(2)), (2, Budget(2)), (3, Budget(1)), (4, Budget(8)), (1, Budget(tokens=10)), (2, Budget(tokens=7))],
+)
+def test_ranks_share_a_batch_without_loss_and_in_step(world, budget):
+    examples = [Example([index] * (index + 1), [2]) for index in range(9)]
     batch = [8, 0, 5, 3, 1]
-    shares = [my_micro_batches(batch, examples, rank, world, size) for rank in range(world)]
+    shares = [my_micro_batches(batch, examples, rank, world, budget) for rank in range(world)]
     assert len({len(share) for share in shares}) == 1
-    assert all(len(micro) <= size for share in shares for micro in share)
+    for micro in (micro for share in shares for micro in share if len(micro) > 1):
+        assert len(micro) <= budget.examples
+        assert sum(index + 2 for index in micro) <= budget.tokens
     assert sorted(index for share in shares for micro in share for index in micro) == sorted(batch)
+
+
+def test_ranks_get_equal_tokens_however_lengths_differ():
+    """Every second one of a sorted list would be 900 + 30 + 30 against 40 + 30."""
+    examples = [Example([index], [2] * (length - 1)) for index, length in enumerate([900, 40, 30, 30, 30])]
+    shares = [my_micro_batches([0, 1, 2, 3, 4], examples, rank, 2, Budget()) for rank in range(2)]
+    assert shares == [[[0]], [[1, 2, 3, 4]]]
+
+
+def test_auto_fills_micro_batches_with_real_tokens():
+    lengths = [600, 500, 300, 200, 100]
+    examples = [Example([index], [2] * (length - 1)) for index, length in enumerate(lengths)]
+    auto = Budget.of("auto", torch.device("cpu"))
+    assert auto == Budget(tokens=1024)
+    assert my_micro_batches([0, 1, 2, 3, 4], examples, 0, 1, auto) == [[0], [1, 2, 3], [4]]
+    assert Budget.of("auto", torch.device("cuda")).tokens > auto.tokens
+    assert Budget.of(2, torch.device("cpu")) == Budget(examples=2)
+    assert my_micro_batches([0, 1, 2, 3, 4], examples, 0, 1, Budget(2)) == [[0, 1], [2, 3], [4]]
+
+
+def test_examples_of_one_prompt_stay_together_where_the_budget_allows():
+    """By length alone 0 and 1 would come first; 0 and 3 have a prompt in common, and 40 tokens hold both."""
+    prompts, lengths = [7, 8, 9, 7], [20, 19, 18, 17]
+    examples = [Example([prompt], [2] * (length - 1)) for prompt, length in zip(prompts, lengths, strict=True)]
+    assert my_micro_batches([0, 1, 2, 3], examples, 0, 1, Budget(tokens=40)) == [[0, 3], [1, 2]]
+    assert my_micro_batches([0, 1, 2, 3], examples, 0, 1, Budget(tokens=30)) == [[0], [3], [1], [2]]
+    shares = [my_micro_batches([0, 3], examples, rank, 2, Budget()) for rank in range(2)]
+    assert shares == [[[0]], [[3]]]  # a prompt of a whole batch does not leave a rank idle
+
+
+def test_a_pair_weighs_its_prompt_once():
+    pairs = [Example([index] * 10, [2] * 5, [3] * 5) for index in range(3)]
+    assert my_micro_batches([0, 1, 2], pairs, 0, 1, Budget(tokens=40)) == [[0, 1], [2]]
 
 
 def test_collate_puts_prompts_left_and_responses_right():
     batch = collate([([5, 6], [7]), ([8], [9, 10])], pad_id=0, device=torch.device("cpu"))
     assert batch["input_ids"].tolist() == [[5, 6, 7, 0], [0, 8, 9, 10]]
     assert batch["attention_mask"].tolist() == [[1, 1, 1, 0], [0, 1, 1, 1]]
-    assert batch["position_ids"].tolist()[1] == [0, 0, 1, 2]
     assert batch["responses"].tolist() == [[7, 0], [9, 10]]
     assert batch["response_mask"].tolist() == [[True, False], [True, True]]
+
+
+def test_what_prompts_begin_with_in_common_stands_as_the_prompt():
+    opening = [1, 2, 3, 4, 5, 6, 7, 8]
+    batch = collate([([*opening, 9], [10]), ([*opening, 11, 12], [13])], pad_id=0, device=torch.device("cpu"))
+    assert batch["input_ids"].tolist() == [[*opening, 9, 10, 0], [*opening, 11, 12, 13]]
+    assert batch["attention_mask"].tolist() == [[1] * 10 + [0], [1] * 11]
+    assert batch["responses"].tolist() == [[9, 10, 0], [11, 12, 13]]
+    assert batch["response_mask"].tolist() == [[False, True, False], [False, False, True]]
+
+
+@pytest.mark.parametrize(
+    "prompts",
+    [
+        [[1, 2, 3, 4], [1, 2, 3, 5]],  # a short beginning
+        [[*range(9)]] * 2,  # one prompt
+        [[1] * 9] * 2 + [[1] * 8 + [2] * 30] * 2,  # 47 tokens of two prompts, 24 of their beginning
+    ],
+)
+def test_prompts_stay_whole_where_their_beginning_saves_less(prompts):
+    batch = collate([(prompt, [7]) for prompt in prompts], pad_id=0, device=torch.device("cpu"))
+    assert batch["responses"].tolist() == [[7]] * len(prompts)
+
+
+@pytest.mark.parametrize("padding_free", [True, False])
+def test_log_probabilities_do_not_depend_on_where_the_prompt_ends(padding_free):
+    """Against each row by itself in transformers' own attention."""
+    draw = torch.Generator().manual_seed(0)
+    opening, *rest = (torch.randint(40, (size,), generator=draw).tolist() for size in (9, 3, 4, 1, 2, 5, 3))
+    sequences = [(opening + rest[number], rest[number + 1]) for number in (0, 2, 4)]
+    model = tiny_llama()
+    alone = []
+    for prompt, response in sequences:
+        log_probs = model(torch.tensor([prompt + response])).logits[0].log_softmax(-1)
+        alone += [log_probs[place - 1, token] for place, token in enumerate(prompt + response) if place >= len(prompt)]
+    if padding_free:
+        pack(model)
+    batch = collate(sequences, 0, torch.device("cpu"))
+    assert batch["responses"].shape[1] > max(len(response) for _, response in sequences)  # the prompts' rest is there
+    outputs = forward_responses(model, batch, padding_free=padding_free)
+    found = outputs.logits_nV.log_softmax(-1).gather(-1, outputs.pick(batch["responses"])[:, None]).squeeze(-1)
+    assert torch.allclose(found, torch.stack(alone), atol=1e-5)
+
+
+def test_the_two_responses_of_a_pair_are_neighbours_and_come_back_apart():
+    """Rows of one prompt side by side are what a pass can share; here it says each response's first token back."""
+    asked = []
+
+    def say_back(sequences):
+        asked.extend(prompt for prompt, _ in sequences)
+        return torch.tensor([[response[0]] for _, response in sequences])
+
+    trainer = RSTrainer.__new__(RSTrainer)
+    trainer._log_probs = say_back
+    chosen_bT, rejected_bT = trainer._of_pairs([Example([5], [1], [2]), Example([6], [3], [4])])
+    assert asked == [[5], [5], [6], [6]]
+    assert (chosen_bT.tolist(), rejected_bT.tolist()) == ([[1], [3]], [[2], [4]])
 
 
 def test_arguments_of_the_chat_template_reach_the_prompt(tiny_model, tmp_path):

@@ -110,7 +110,7 @@ def test_the_actor_is_trained_from_the_step_that_critic_warmup_names(
     trainer.workers, seen = SimpleNamespace(world_size=1), []
     for name in ("balance_dataproto", "batch_metrics", "Timer.metrics"):
         monkeypatch.setattr(f"verl.trainer.ray_trainer.{name}", lambda *a, **k: {})
-    for name in ("_on_ranks", "_add_advantages", "_mfu"):
+    for name in ("_on_ranks", "_add_advantages", "_work_done"):
         monkeypatch.setattr(trainer, name, lambda *a: {})
     monkeypatch.setattr(trainer, "_update_actor", lambda *a: seen.append(trainer.step))
     monkeypatch.setattr(PPOConfig, "reference_pass", None)

@@ -1,16 +1,20 @@
 """The memory model against sizes counted by hand, by torch, and in the fields of real configurations."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from verl.config.checks.cross import _batch_that_divides
-from verl.estimate.estimate import describe, estimate, micro_batch
+from verl.estimate import meter
+from verl.estimate.dry_run import describe
+from verl.estimate.estimate import estimate, micro_batch
 from verl.estimate.flops import ModelShape, forward_flops
 from verl.estimate.hardware import Hardware
 from verl.estimate.meter import GIB
+from verl.estimate.micro_batches import CPU_TOKENS, EXPERIENCE, UPDATE, lines_of, with_micro_batches
 from verl.estimate.model_memory import layer_activations
 from verl.estimate.step_time import EFFICIENCY, _moved
 from verl.trainer.preflight import read_config
@@ -50,6 +54,8 @@ def config_of(tmp_path):
                 "trainer.n_gpus_per_node=2",
                 "trainer.logger=[console]",
                 "algorithm.use_kl_loss=true",
+                *(f"worker.{role}.{UPDATE}=4" for role in ("actor", "critic")),
+                *(f"worker.{role}.{EXPERIENCE}=16" for role in ("actor", "critic")),
                 *changes,
             ]
         )
@@ -104,9 +110,10 @@ def test_any_number_of_samples_is_counted_at_once(config_of):
     """A thousand million samples take as long as one; both numbers of samples here give the same by hand."""
     words = ["data.max_prompt_length=96", "data.max_response_length=32"]
     few, many = (estimate(config_of(*words, f"worker.rollout.n={n}"), {"actor": SHAPE}, GPU) for n in (1000, 10**9))
-    forward = forward_flops(SHAPE, 32 * 1000 * 128, [128] * 32 * 1000)
+    again = 32 * 999  # a prompt is computed once for its samples
+    forward = forward_flops(SHAPE, 32 * 1000 * 128 - again * 96, 32 * 1000 * 128**2 - again * 96**2)
     assert few.seconds["reference"] == pytest.approx(forward / 2 / GPU.flops / EFFICIENCY["training"])
-    assert many.seconds["reference"] == pytest.approx(few.seconds["reference"] * 10**6)
+    assert many.seconds["reference"] == pytest.approx(few.seconds["reference"] * 10**6, rel=0.01)
     assert many.phases["update actor"] == few.phases["update actor"]
 
 
@@ -227,9 +234,12 @@ def test_micro_batches_are_as_large_as_the_budget_and_the_batch_allow(config_of)
         "worker.actor.micro_batch_size_per_device_for_update=4",
     )
     actor = config.worker.actor
-    assert vars(micro_batch(config, actor, 96, update=True)) == {"tokens": 4 * 128, "responses": 4 * 32}
+    assert vars(micro_batch(config, actor, 96, update=True)) == {"tokens": 96 + 4 * 32, "responses": 4 * 32}
+    assert vars(micro_batch(config, actor, 32, update=True)) == {"tokens": 32 + 4 * 32, "responses": 4 * 32}
+    apart = replace(actor, share_prompts=False)
+    assert vars(micro_batch(config, apart, 96, update=True)) == {"tokens": 4 * 128, "responses": 4 * 32}
     # Prompts of 32 tokens: 8 samples of 64 tokens fill the budget of 512.
-    assert vars(micro_batch(config, actor, 32, update=True)) == {"tokens": 512, "responses": 8 * 32}
+    assert vars(micro_batch(config, apart, 32, update=True)) == {"tokens": 512, "responses": 8 * 32}
     fixed = config_of("worker.actor.dynamic_batching=false", "worker.actor.micro_batch_size_per_device_for_update=4")
     assert micro_batch(fixed, fixed.worker.actor, 32, update=True).responses == 4 * 512
 
@@ -307,3 +317,83 @@ def test_dry_run_says_why_there_is_no_estimate(config_of, tmp_path):
     assert "no estimate: config.json without hidden_size" in line
     (tmp_path / "config.json").write_text(json.dumps({"num_experts": 4}))
     assert "mixture of experts" in describe(config_of(), [{"prompt": "p"}])[0]
+
+
+AUTO = [f"worker.actor.{size}=auto" for size in (UPDATE, EXPERIENCE)]
+LENGTHS = ["data.max_prompt_length=96", "data.max_response_length=32"]
+BIG = ModelShape.of(SIZES | {"hidden_size": 4096, "intermediate_size": 14336, "num_hidden_layers": 8, "head_dim": 1024})
+
+
+def found(config, shapes, memory):
+    actor = with_micro_batches(config, shapes, memory).worker.actor
+    return getattr(actor, UPDATE), getattr(actor, EXPERIENCE)
+
+
+def test_micro_batches_of_a_cpu_have_the_tokens_that_amortise_a_pass_over_the_weights(config_of):
+    shapes = {"actor": SHAPE}
+    assert found(config_of(*AUTO, *LENGTHS), shapes, None) == (CPU_TOKENS // 128,) * 2
+    # A rank's share: 8 prompts of 2 samples are updated at once, 32 scored, by 2 ranks.
+    few = config_of(*AUTO, *LENGTHS, "worker.rollout.n=2", "worker.actor.global_batch_size=8")
+    assert found(few, shapes, None) == (8, 16)
+    assert found(config_of(*AUTO, "data.max_prompt_length=4096"), shapes, None) == (1, 1)
+
+
+def test_micro_batches_of_a_gpu_are_the_largest_power_of_two_that_fits(config_of):
+    words = [*LENGTHS, "worker.rollout.n=64", "worker.actor.share_prompts=false"]
+    words += ["worker.actor.offload.offload_params=true"]
+    config = config_of(*AUTO, *words)
+    update, experience = found(config, {"actor": BIG}, GPU.memory)
+    assert update < experience == 1024 == 32 * 64 // 2  # its share
+    assert update.bit_count() == 1
+    for samples, fits in ((update, True), (2 * update, False)):
+        sizes = [f"worker.actor.{UPDATE}={samples}", f"worker.actor.{EXPERIENCE}=1", *words]
+        worst = max(
+            estimate(config_of(*sizes), {"actor": BIG}, GPU, prompt).total("update actor") for prompt in (1, 96)
+        )
+        assert (worst <= 0.75 * GPU.memory) == fits
+    assert found(config, {"actor": BIG}, GIB) == (1, 1)
+
+
+def test_models_without_an_estimate_get_easyr1s_micro_batches(config_of):
+    assert found(config_of(*AUTO), None, GPU.memory) == (4, 16)
+    padded = config_of(*AUTO, "worker.actor.padding_free=false")
+    assert found(padded, {"actor": SHAPE}, GPU.memory) == (4, 16)
+
+
+def test_numbers_that_are_given_stay(config_of):
+    config = config_of(AUTO[1], f"worker.actor.{UPDATE}=3")
+    assert found(config, {"actor": SHAPE}, None)[0] == 3
+    assert with_micro_batches(config_of(), None, None) == config_of()
+
+
+def test_the_dry_run_says_which_micro_batches_it_found(config_of):
+    config = with_micro_batches(config_of(*AUTO, *LENGTHS), {"actor": SHAPE}, None)
+    [line] = lines_of(config)
+    assert line == "micro-batches, actor   16 samples (update) and 16 (experience), 2048 and 2048 tokens"
+
+
+@pytest.mark.parametrize("word", ["all", "0", "-1", "1.5", "2k"])
+def test_micro_batches_are_numbers_or_auto(config_of, word):
+    with pytest.raises(ConfigError, match=f"worker.critic.{UPDATE}='?{word}'?: must be"):
+        config_of(f"worker.critic.{UPDATE}={word}")
+
+
+def test_a_rank_alone_gathers_nothing_where_no_type_differs(config_of):
+    in_fp32 = [f"worker.{role}.fsdp.mp_param_dtype=fp32" for role in ("ref", "actor")]
+    whole, cast = (phases(config_of("trainer.n_gpus_per_node=1", *words), CPU) for words in (in_fp32, in_fp32[:1]))
+    assert whole["reference"]["gathered"] == whole["update actor"]["gathered"] == 0
+    assert cast["update actor"]["gathered"] == P * 2  # held from pass to pass
+    assert whole["update actor"]["gradients"] == P * 4
+
+
+@pytest.mark.parametrize(
+    ("variables", "calls"), [({}, [(-3, 2**30), (-1, 2**31 - 1)]), ({"MALLOC_TRIM_THRESHOLD_": "1"}, [])]
+)
+def test_freed_tensors_are_kept_unless_the_user_has_set_glibcs_thresholds(monkeypatch, variables, calls):
+    asked = []
+    monkeypatch.setattr(meter.ctypes, "CDLL", lambda name: SimpleNamespace(mallopt=lambda *words: asked.append(words)))
+    monkeypatch.setattr(meter.sys, "platform", "linux")
+    for name, value in variables.items():
+        monkeypatch.setenv(name, value)
+    meter.keep_freed()
+    assert asked == calls

@@ -8,15 +8,18 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+import torch
 import yaml
+from safetensors.torch import load_file, save_file
 
-from tests.conftest import make_tokenizer
-from verl.eval import engines, main, origin
-from verl.eval.config import EvalConfig
-from verl.eval.generation import _all_but_weights
+from tests.conftest import make_tokenizer, save_tiny_model
+from verl.eval import engines, exchange, main, origin
+from verl.eval.config import EvalCommand, EvalConfig
+from verl.eval.generation import VLLMGenerator, _all_but_weights
 from verl.eval.likelihood import LikelihoodModel
 from verl.eval.results import Scores, check_comparable, metric, read_results, summarise
 from verl.settings.reader import load
+from verl.utils import vllm_env
 from verl.utils.errors import ConfigError, DataError
 
 PROBES = {
@@ -175,7 +178,7 @@ def test_a_system_prompt_for_a_template_without_a_system_role_is_found_before_an
         "{% if messages[0].role == 'system' %}{{ raise_exception('no system') }}{% endif %}{{ messages[0].content }}"
     )
     (tmp_path / "gemma" / "chat_template.jinja").write_text(refuses)
-    with pytest.raises(ConfigError, match=r"system_prompt='Be brief': .*\(no system\); leave it out"):
+    with pytest.raises(ConfigError, match=r"model=.*/gemma: system_prompt='Be brief': .*\(no system\); leave it out"):
         main.evaluate(config(model=str(tmp_path / "gemma"), system_prompt="Be brief"), Script({}))
 
 
@@ -424,3 +427,99 @@ def test_what_an_engine_keeps_when_it_takes_other_weights(tiny_model, tmp_path):
 def test_the_command_line_says_what_is_wrong(capsys):
     assert main.main(["model=nowhere/at/all", "suite=atlas", "data=gone", "out=x", "sed=1"]) == 2
     assert "sed=1: unknown key" in capsys.readouterr().err
+
+
+def test_several_models_are_measured_as_each_alone(config, data, tmp_path, tiny_model, monkeypatch):
+    """One engine is opened and asked for one model after the other; whatever is wrong with any is said before."""
+    other = shutil.copytree(tiny_model, tmp_path / "other")
+    weights = other / "model.safetensors"
+    weights.write_bytes(weights.read_bytes() + b"\0")
+    loaded = []
+
+    class Noted(Script):
+        def get(self, kind, model, config):
+            loaded.append(model)
+            return self
+
+        __enter__ = lambda self: self  # noqa: E731
+        __exit__ = lambda self, *_: None  # noqa: E731
+
+    monkeypatch.setattr(main, "Engines", lambda: Noted(right))
+    outs = [tmp_path / "a, b", tmp_path / "c"]
+    quoted = ",".join(f"'{out}'" for out in outs)
+    words = ["suite=atlas", f"data={data}", "bootstrap_samples=10"]
+    assert main.main([f"model=[{tiny_model},{other}]", f"out=[{quoted}]", *words]) == 0
+    assert loaded == [str(tiny_model)] * 3 + [str(other)] * 3
+    alone = main.evaluate(config(out=str(tmp_path / "alone"), model=str(other)), Script(right))
+    assert read_results(outs[1])["parts"].keys() == alone["parts"].keys()
+    for name, entry in alone["parts"].items():
+        assert read_results(outs[1])["parts"][name]["metrics"] == entry["metrics"]
+        assert read_results(outs[1])["parts"][name]["fingerprint"] == entry["fingerprint"]
+    assert all((out / "DONE").is_file() for out in outs)
+    monkeypatch.setattr(Noted, "get", lambda *_: pytest.fail("an engine started"))
+    assert main.main([f"model=[{tiny_model},{other}]", f"out=[{quoted}]", *words, "parts=[forget]"]) == 0
+    weights.unlink()
+    assert main.main([f"model=[{tiny_model},{other}]", f"out=['{tmp_path}/d','{tmp_path}/e']", *words]) == 2
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [
+        (["model=[a,b]", "out=c"], r"out=c: must be a folder for each of 2 model\(s\), in the same order"),
+        (["model=[a,b]", "out=[c,./c]"], r"out=\['c', './c'\]: names a folder twice"),
+        (["model=[]", "out=[]"], r"model=\[\]: names no checkpoint"),
+        (["model=[a,b]", "out=[c,d]", "seed=-1"], r"1 problem\(s\) in the configuration:\s*- seed=-1: must be 0"),
+    ],
+)
+def test_each_model_needs_a_folder(words, problem):
+    with pytest.raises(ConfigError, match=problem):
+        load(EvalCommand, ["suite=atlas", "data=d", *words])
+    [one] = load(EvalCommand, ["suite=atlas", "data=d", "model=[x", "out=o, p"]).each()
+    assert (one.model, one.out) == ("[x", "o, p")
+
+
+class Loaded(torch.nn.Module):
+    """An engine's model that leaves out, or loads without showing, what it is told to."""
+
+    def __init__(self, folder, faults=frozenset()):
+        super().__init__()
+        self.faults, self.names = faults, {}
+        for name, tensor in load_file(folder / "model.safetensors").items():
+            self.names[name] = name.replace(".", "_")
+            self.register_parameter(self.names[name], torch.nn.Parameter(tensor.clone()))
+
+    def named_parameters(self, *_, **__):
+        return [(name, getattr(self, own)) for name, own in self.names.items()]
+
+    def load_weights(self, weights):
+        found = {name: tensor for name, tensor in weights if name not in self.faults}
+        for name, tensor in found.items():
+            getattr(self, self.names[name]).data.copy_(tensor)
+        return found.keys() | (set() if "tells" in self.faults else self.faults)
+
+
+@pytest.mark.parametrize(
+    ("faults", "proved"),
+    [(set(), True), ({"model.norm.weight"}, False), ({"model.embed_tokens.weight", "tells"}, False)],
+)
+def test_an_engine_proves_the_weights_that_it_took_over(faults, proved, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(vllm_env, "has_accelerator", lambda: True)  # on CPUs vLLM's own modules are packed anew
+    folders = [save_tiny_model(tmp_path / str(seed), seed=seed) for seed in range(2)]
+    for number, folder in enumerate(folders):  # norms are ones at first
+        tensors = load_file(folder / "model.safetensors")
+        tensors["model.norm.weight"] += number
+        save_file(tensors, folder / "model.safetensors", {"format": "pt"})
+    module = Loaded(folders[0], faults)
+    exchange.note_what_is_loaded(module)
+    generator = object.__new__(VLLMGenerator)
+    generator._engine = SimpleNamespace(
+        apply_model=lambda function: [function(module)],
+        collective_rpc=lambda _, kwargs: module.load_weights(
+            load_file(Path(kwargs["weights_path"]) / "model.safetensors").items()
+        ),
+        reset_prefix_cache=lambda: None,
+    )
+    generator._kept = _all_but_weights(folders[0])
+    generator._take_tokenizer(str(folders[0]), False)
+    assert generator.load(str(folders[1])) is proved
+    assert ("does not prove" in caplog.text) is not proved

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import make_tokenizer
+from verl.eval import main as evaluation
 from verl.eval import plots, report
 from verl.settings.reader import load
 from verl.utils.errors import DataError
@@ -47,7 +48,7 @@ class Script:
 
 @pytest.fixture
 def config(tiny_model, tmp_path, monkeypatch):
-    monkeypatch.setattr(report, "Engines", Script)
+    monkeypatch.setattr(evaluation, "Engines", Script)
     return report_config(tiny_model, tmp_path)
 
 
@@ -55,7 +56,7 @@ def config(tiny_model, tmp_path, monkeypatch):
 def made(tiny_model, tmp_path_factory):
     """What a report says of itself, and its folder."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(report, "Engines", Script)
+        patch.setattr(evaluation, "Engines", Script)
         config = report_config(tiny_model, tmp_path_factory.mktemp("report"))
         return report.make_report(config), Path(config.out)
 
@@ -144,7 +145,7 @@ def test_the_trajectory_is_the_validation_of_the_run(config, tmp_path):
 
 def test_a_wrong_model_is_found_before_the_first_is_measured(config, tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "rs")
-    monkeypatch.setattr(report, "evaluate", lambda *_: pytest.fail("measured something"))
+    monkeypatch.setattr(evaluation, "Engines", lambda: pytest.fail("measured something"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
     with pytest.raises(DataError, match="rs: is neither a folder nor a hub id"):
         report.make_report(config)

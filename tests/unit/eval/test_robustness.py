@@ -298,7 +298,7 @@ def asked(monkeypatch):
     """Replaces the evaluation: keeps its configs, and writes rows whose recall tells the conditions apart."""
     configs = []
 
-    def evaluate(config, engines):
+    def evaluate(config):
         configs.append(config)
         recall = {"plain": 0.1, "int8": 0.2, "int4": 0.3, "relearn": 0.4, "system_prompt": 0.5, "original": 1.0}
         rows = forget_rows(*[recall[config.out.rsplit("/", 1)[1]]] * 4)
@@ -307,7 +307,7 @@ def asked(monkeypatch):
         engine = {"dtype": "float32", "max_model_len": None}
         return {"engine": engine, "parts": {"forget": {"decoding": {}, "data": {}}}}
 
-    monkeypatch.setattr(robustness, "evaluate", evaluate)
+    monkeypatch.setattr(robustness, "evaluate_all", lambda each: [evaluate(config) for config in each])
     return configs
 
 

@@ -9,7 +9,7 @@ from rouge import Rouge
 
 from tests.conftest import make_tokenizer
 from verl.eval.generation import fit_left
-from verl.eval.likelihood import length_batches, load_model, next_token_log_probs, token_log_probs
+from verl.eval.likelihood import load_model, next_token_log_probs, token_log_probs
 from verl.eval.probes import Asking, attack_kind, column_scores, encode_probe, score_generation
 from verl.eval.results import Scores, summarise
 from verl.eval.rwku import abilities, fluency, mia, reasoning
@@ -159,14 +159,6 @@ def test_long_prompts_lose_their_left_but_not_bos():
     assert fit_left([1, 2, 3, 4], 3, bos_token_id=1) == [1, 3, 4]
     assert fit_left([1, 2, 3, 4], 3, bos_token_id=None) == [2, 3, 4]
     assert fit_left([1, 2], 3, bos_token_id=1) == [1, 2]
-
-
-def test_batches_hold_every_index_once_within_the_budget():
-    lengths = [5, 1, 9, 3, 3, 12, 2]
-    batches = list(length_batches(lengths, 10))
-    assert sorted(index for batch in batches for index in batch) == list(range(len(lengths)))
-    assert all(len(batch) == 1 or max(lengths[i] for i in batch) * len(batch) <= 10 for batch in batches)
-    assert batches[0] == [5]
 
 
 def test_likelihoods_do_not_depend_on_the_batch(tiny_model):

@@ -15,7 +15,7 @@ import verl.models.build
 from verl.config.worker import FSDPConfig, LoraConfig, ModelConfig
 from verl.models import loading
 from verl.models.build import build_model
-from verl.models.fsdp import build_mesh
+from verl.models.fsdp import build_mesh, local_shard
 from verl.utils.errors import DataError
 
 SIZES = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 1, "num_attention_heads": 2, "vocab_size": 37}
@@ -75,7 +75,7 @@ def check(module, path, rank: int, ranks: int) -> None:
             continue
         whole = expected[loading.plain_name(name)]
         rows = -(-whole.shape[0] // ranks)
-        assert torch.equal(tensor.to_local(), whole[rank * rows : (rank + 1) * rows]), name
+        assert torch.equal(local_shard(tensor), whole[rank * rows : (rank + 1) * rows]), name
 
 
 @pytest.mark.usefixtures("no_whole_model")
@@ -96,7 +96,7 @@ def test_adapters_and_value_heads_start_beside_what_was_read(checkpoints):
     for value_head in (False, True):
         module = loaded(checkpoints / "untied", value_head=value_head, model=lora, mp_param_dtype="fp32")
         check(module, checkpoints / "untied", 0, 1)
-        parts = {name: tensor.to_local() for name, tensor in module.named_parameters()}
+        parts = {name: local_shard(tensor) for name, tensor in module.named_parameters()}
         assert all(part.abs().max() > 0 for name, part in parts.items() if ".lora_A" in name)
         heads = [name for name in parts if loading.HEAD.search(name) and ".lora_" not in name]
         zeros = [*heads, *(name for name in parts if ".lora_B" in name)]
@@ -116,7 +116,7 @@ def test_adapters_start_alike_however_the_weights_are_read(checkpoints, monkeypa
         if not direct:
             monkeypatch.setattr(verl.models.build, "same_names", lambda *_: False)
         module = loaded(checkpoints / "tied", model={"lora": LoraConfig(rank=2)})
-        found.append({name: tensor.to_local() for name, tensor in module.named_parameters()})
+        found.append({name: local_shard(tensor) for name, tensor in module.named_parameters()})
     assert found[0].keys() == found[1].keys()
     assert [name for name in found[0] if not torch.equal(found[0][name], found[1][name])] == []
 

@@ -5,6 +5,7 @@ One tiny random model of each family, in fp32. Samples are longer than the atten
 
 import inspect
 import json
+from contextlib import contextmanager
 from functools import partial
 
 import pytest
@@ -13,7 +14,7 @@ import transformers
 from tensordict import TensorDict
 from torch._subclasses.fake_tensor import FakeTensorMode
 
-from tests.gpu.attention_cases import CASES, TOLERANCE, Case, errors, plain_attention
+from tests.gpu.attention_cases import CASES, TOLERANCE, Case, errors, plain_attention, shared_packing
 from tests.training_kit import arguments
 from verl.eval.likelihood import load_model
 from verl.models import attention
@@ -78,8 +79,9 @@ REFUSED = {
     "Phimoe": (EXPERTS | {"sliding_window": 3, "head_dim": None}, "puts a window of 3 into its masks alone"),
 }
 
-LENGTHS = (9, 13, 5)
-PROMPTS = (4, 9, 2)
+LENGTHS = (9, 13, 5, 11, 6, 8)
+PROMPTS = (4, 9, 2, 9, 4, 4)
+SAME_PROMPT = {3: 1, 4: 0, 5: 0}
 
 
 def config_of(family, changes):
@@ -103,7 +105,10 @@ def model_of(family, changes=None, implementation="eager"):
 
 def samples():
     generator = torch.Generator().manual_seed(1)
-    return [torch.randint(3, 50, (length,), generator=generator) for length in LENGTHS]
+    drawn = [torch.randint(3, 50, (length,), generator=generator) for length in LENGTHS]
+    for row, first in SAME_PROMPT.items():
+        drawn[row][: PROMPTS[row]] = drawn[first][: PROMPTS[row]]
+    return drawn
 
 
 def batch_of(sequences):
@@ -126,8 +131,17 @@ def alone(model):
 
 
 @torch.no_grad()
-def together(model, padding_free):
-    return forward_responses(model, batch_of(samples()), padding_free=padding_free).logits_nV
+def together(model, padding_free, share_prompts=True):
+    sharing = {"padding_free": padding_free, "share_prompts": share_prompts}
+    return forward_responses(model, batch_of(samples()), **sharing).logits_nV
+
+
+@contextmanager
+def seen_tokens(model):
+    tokens = []
+    hook = model.get_input_embeddings().register_forward_hook(lambda _, ids, __: tokens.append(ids[0].numel()))
+    yield tokens
+    hook.remove()
 
 
 def agree(got, expected):
@@ -146,7 +160,10 @@ def test_samples_together_are_each_sample_alone_or_refused(family):
             take_packed(model)
     else:
         take_packed(model)
-        agree(together(model, padding_free=True), expected)
+        agree(together(model, padding_free=True, share_prompts=False), expected)
+        with seen_tokens(model) as tokens:
+            agree(together(model, padding_free=True), expected)
+        assert tokens == [sum(LENGTHS) - 4 - 9 - 4], "three prompts are computed once"
 
 
 def take_packed(model):
@@ -202,8 +219,9 @@ def test_the_kinds_of_layers_are_read_wherever_a_configuration_has_them():
 
 
 @pytest.mark.parametrize("case", [case for case in CASES if case.width <= 128], ids=lambda case: case.name)
-def test_padded_rows_are_plain_attention_forward_and_backward(case):
-    assert max(errors(case, "cpu").values()) <= TOLERANCE[case.dtype]
+@pytest.mark.parametrize("shared", [False, True], ids=["apart", "shared"])
+def test_padded_rows_are_plain_attention_forward_and_backward(case, shared):
+    assert max(errors(case, "cpu", shared=shared).values()) <= TOLERANCE[case.dtype]
 
 
 REFUSED_ARGUMENTS = {
@@ -235,12 +253,12 @@ def flash_attn_varlen_func(
     window_size=(-1, -1), softcap=0.0, deterministic=False,
 ):  # fmt: skip
     assert causal
-    return by_definition(q, k, v, cu_seqlens_q, softmax_scale, window_size, softcap)
+    return by_definition(q, k, v, cu_seqlens_q, cu_seqlens_k, softmax_scale, window_size, softcap)
 
 
 def varlen_attn_2_11(q, k, v, cu_seq_q, cu_seq_k, max_q, max_k, *, return_aux=None, scale=None, window_size=(-1, -1)):
-    assert q.shape == k.shape, "it shares no key-value heads"
-    return by_definition(q, k, v, cu_seq_q, scale, window_size)
+    assert q.shape[1] == k.shape[1], "it shares no key-value heads"
+    return by_definition(q, k, v, cu_seq_q, cu_seq_k, scale, window_size)
 
 
 def varlen_attn_2_13(
@@ -248,15 +266,16 @@ def varlen_attn_2_13(
     seqused_k=None, block_table=None, num_splits=None,
 ):  # fmt: skip
     assert enable_gqa and k.shape[1] == 2
-    return by_definition(q, k, v, cu_seq_q, scale, window_size)
+    return by_definition(q, k, v, cu_seq_q, cu_seq_k, scale, window_size)
 
 
-def by_definition(q, k, v, starts, scale, window_size, softcap=0.0):
+def by_definition(q, k, v, of_queries, of_keys, scale, window_size, softcap=0.0):
     """Kernels count a window as the tokens before the present one."""
     assert window_size[1] == 0
     window = None if window_size[0] < 0 else window_size[0] + 1
     case = Case("", q.shape[1], k.shape[1], q.shape[2], scale, window, softcap or None)
-    parts = [states.transpose(0, 1).split(starts.diff().tolist(), dim=1) for states in (q, k, v)]
+    starts = ((q, of_queries), (k, of_keys), (v, of_keys))
+    parts = [states.transpose(0, 1).split(start.diff().tolist(), dim=1) for states, start in starts]
     return torch.cat([plain_attention(*sample, case) for sample in zip(*parts, strict=True)])
 
 
@@ -264,11 +283,12 @@ KERNELS = [flash_attn_varlen_func, varlen_attn_2_11, varlen_attn_2_13]
 SETTINGS = [{}, {"scaling": 0.3}, {"sliding_window": 3}, {"sliding_window": 3, "scaling": 0.3}, {"softcap": 1.0}]
 
 
+@pytest.mark.parametrize("packing", [Packing.of(torch.tensor(LENGTHS)), shared_packing("cpu")], ids=["apart", "shared"])
 @pytest.mark.parametrize("kernel", KERNELS, ids=lambda kernel: kernel.__name__)
-def test_every_kernel_is_told_what_padded_rows_do(kernel, monkeypatch):
+def test_every_kernel_is_told_what_padded_rows_do(kernel, packing, monkeypatch):
     generator = torch.Generator().manual_seed(0)
-    states = [torch.randn(1, heads, sum(LENGTHS), 8, generator=generator) for heads in (4, 2, 2)]
-    run = partial(packed_attention, None, *states, packing=Packing.of(torch.tensor(LENGTHS)))
+    states = [torch.randn(1, heads, packing.tokens, 8, generator=generator) for heads in (4, 2, 2)]
+    run = partial(packed_attention, None, *states, packing=packing)
     takes = frozenset(inspect.signature(kernel).parameters)
     settings = [some for some in SETTINGS if set(some) <= takes | {"scaling", "sliding_window"}]
     rows = [run(**some)[0] for some in settings]

@@ -240,3 +240,20 @@ def test_rows_know_their_file(tmp_path):
     assert rows.where(2) == f"{tmp_path / 'b.json'}, row 0"
     wrong = row_problems(rows, "prompt", "prompt", "")
     assert wrong[1] == f"{tmp_path / 'b.json'}, row 1: column 'prompt' is empty; give a prompt or drop the row"
+
+
+def test_a_folder_that_cannot_be_searched_is_named(tmp_path, monkeypatch):
+    def denied(*_):
+        raise PermissionError(13, "Permission denied", str(tmp_path / "private"))
+
+    monkeypatch.setattr(Path, "rglob", denied)
+    with pytest.raises(DataError, match=r"cannot be searched for rows \(.*private.*\); name the file"):
+        read_rows(str(tmp_path))
+
+
+def test_a_whole_disk_is_no_folder_of_rows(tmp_path, monkeypatch):
+    monkeypatch.setattr("verl.rows.sources.MOST_FILES", 2)
+    for number in range(3):
+        (tmp_path / f"{number}.txt").touch()
+    with pytest.raises(DataError, match="holds more than 2 files; name the file"):
+        read_rows(str(tmp_path))

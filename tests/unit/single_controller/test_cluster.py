@@ -11,7 +11,7 @@ import torch.distributed as dist
 
 from tests.training_kit import arguments
 from verl.config.checks.inert import inert_settings
-from verl.estimate.estimate import describe
+from verl.estimate.dry_run import describe
 from verl.single_controller import cluster_has_gpus, placement
 from verl.trainer.main import start_ray
 from verl.trainer.preflight import read_config

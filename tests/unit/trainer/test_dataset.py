@@ -151,6 +151,59 @@ def test_prompts_come_in_a_new_order_every_epoch_and_go_on_from_a_checkpoint(tin
     assert [list(resumed.next(8).non_tensor_batch["uid"]) for _ in range(2)] == seen[4:]
 
 
+def test_draws_made_ahead_change_neither_order_nor_state(tiny_model, tmp_path):
+    """Draws of other sizes in between, a state taken over in the middle, and the end of an epoch."""
+    rows = dataset(tiny_model, tmp_path)
+    loader = PromptLoader(rows, shuffle=True, seed=5)
+    order = [f"train-{epoch}-{rows[i]['row']}" for epoch in range(3) for i in loader.streams[0]._order(epoch)]
+    drawn = [list(loader.next(count).non_tensor_batch["uid"]) for count in (8, 4, 8, 8, 3)]
+    assert drawn == [order[0:8], order[8:12], order[12:20], order[24:32], order[32:35]]  # four are left out
+    assert loader.state_dict() == {"epoch": 1, "position": 11, "prompts": 24, "seed": 5}
+    loader.load_state_dict({**loader.state_dict(), "epoch": 0, "position": 8})
+    assert list(loader.next(3).non_tensor_batch["uid"]) == order[8:11]
+    made, ahead = loader._make, loader._coming[2].result()[1]
+    loader._make = lambda *place: pytest.fail("the draw had been made")
+    assert loader.next(3) is ahead and list(ahead.non_tensor_batch["uid"]) == order[11:14]
+    loader._make = made
+
+
+def test_every_draw_has_the_forget_share_and_a_resumed_run_goes_on_with_it(tiny_model, tmp_path):
+    """Of 24 rows 12 are forget rows: draws of 8 with a share of 0.3 take round(2.4) = 2 of them and 6 others."""
+    rows = dataset(tiny_model, tmp_path)
+    forget = {f"{i}" for i, row in enumerate(rows.used_rows) if row["solution"][0] == "<reject>"}
+    assert len(forget) == 12 and len(rows) == 24
+    loader = PromptLoader(rows, shuffle=True, seed=5, forget_share=0.3)
+    seen = [list(loader.next(8).non_tensor_batch["uid"]) for _ in range(8)]
+    sides = [[uid.split("-")[-1] in forget for uid in batch] for batch in seen]
+    assert all(side == [False, False, False, True] * 2 for side in sides)
+    uids = [uid for batch in seen for uid in batch]
+    assert len(set(uids)) == 64
+    first = [uid for uid in uids if uid.startswith("train-0-")]
+    assert {uid.split("-")[-1] for uid in first} == {f"{i}" for i in range(24)}  # 6 draws of 2, 2 of 6: whole epochs
+    resumed = PromptLoader(rows, shuffle=True, seed=5, forget_share=0.3)
+    before = PromptLoader(rows, shuffle=True, seed=5, forget_share=0.3)
+    for _ in range(5):
+        before.next(8)
+    resumed.load_state_dict(json.loads(json.dumps(before.state_dict())))
+    assert [list(resumed.next(8).non_tensor_batch["uid"]) for _ in range(3)] == seen[5:]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["data.forget_share=0"], "data.forget_share=0.0: must lie between 0 and 1, or be null"),
+        (["data.forget_share=0.01"], "of 8 prompts in a draw 0 are forget prompts and 8 are not"),
+        (
+            ["data.forget_share=0.9", "data.rollout_batch_size=16"],
+            "14 are forget prompts and 2 are not; there are 12 and",
+        ),
+    ],
+)
+def test_a_forget_share_that_cannot_be_drawn_is_named(tiny_model, tmp_path, words, message):
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        config(tiny_model, tmp_path, "data.rollout_batch_size=8", "worker.actor.global_batch_size=8", *words)
+
+
 def test_an_extra_prompt_is_taken_literally_and_goes_in_front(tiny_model, tmp_path):
     template = with_extra_prompt("Say {{ no }}.", "Q: {{ content }}")
     item = dataset(tiny_model, tmp_path, format_prompt=template, max_prompt_length=128)[0]

@@ -9,6 +9,7 @@ from verl.estimate.flops import ModelShape
 from verl.protocol import DataProto
 from verl.trainer.experience import ExperienceMaker
 from verl.trainer.metrics import Timer, batch_metrics, group_metrics, update_mfu
+from verl.workers.seqlen_balancing import Tokens
 
 EOS, STOP = 2, 7
 
@@ -70,11 +71,13 @@ def test_mfu_is_the_operations_of_an_update_over_what_the_gpus_could_do():
     )
     matrices = 2 * (4 * 4 + 2 * 4 * 2 + 4 * 4 + 3 * 4 * 8) + 10 * 4
     forward = 2 * matrices * (3 + 5) + 4 * 2 * 4 * (9 + 25)
-    masks = (torch.arange(6) < torch.tensor([3, 5])[:, None]).long()
-    batch = DataProto.from_dict({"attention_mask": masks})
-    whole = update_mfu(batch, shape, 1e6, 0.5, epochs=2, adapters=False)
+    tokens = Tokens([0, 1], [0, 0], [3, 5])
+    whole = update_mfu(tokens, shape, 1e6, 0.5, epochs=2, adapters=False)
     assert whole == pytest.approx(2 * 3 * forward / 0.5 / 1e6)
-    assert update_mfu(batch, shape, 1e6, 0.5, epochs=2, adapters=True) == pytest.approx(whole * 2 / 3)
+    assert update_mfu(tokens, shape, 1e6, 0.5, epochs=2, adapters=True) == pytest.approx(whole * 2 / 3)
+    shared = Tokens([0, 0], [2, 2], [1, 3])  # the prompt of both counts once
+    less = 3 * (2 * matrices * 6 + 4 * 2 * 4 * (4 + (9 - 4) + (25 - 4)))
+    assert update_mfu(shared, shape, 1e6, 0.5, epochs=1, adapters=False) == pytest.approx(less / 0.5 / 1e6)
 
 
 def test_speeds_count_what_was_trained_on_and_what_was_sampled():

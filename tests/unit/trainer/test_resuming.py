@@ -16,7 +16,7 @@ from safetensors.torch import save_file
 from tests.training_kit import arguments
 from verl.config.run import PPOConfig
 from verl.config.worker import OptimConfig
-from verl.models.checkpointing import _training_state, load_role
+from verl.models.checkpointing import load_role, training_state
 from verl.models.optim import build_optimizer, build_scheduler
 from verl.rows.sources import read_rows
 from verl.settings.reader import to_dict
@@ -217,8 +217,8 @@ def trainer_of(monkeypatch):
     monkeypatch.setattr(ray_trainer, "stop_token_ids", lambda *_: [2])
 
     def build(config: PPOConfig, total_steps: int = 9) -> RayPPOTrainer:
+        monkeypatch.setattr(ray_trainer, "PromptLoader", lambda *_, **__: SimpleNamespace(load_state_dict=len))
         trainer = RayPPOTrainer(config, None, SimpleNamespace(rows=[]), [{}], total_steps=total_steps)
-        trainer.loader = SimpleNamespace(load_state_dict=lambda state: None)
         trainer.workers, trainer.experience = SimpleNamespace(all=lambda *_: None), SimpleNamespace()
         trainer.logged = []
         trainer.tracker = SimpleNamespace(log=lambda metrics, step: trainer.logged.append(step))
@@ -293,7 +293,7 @@ def saved(tmp_path):
 
     def save(role: Role) -> Path:
         role.train(4)
-        dcp.save(_training_state(role), checkpoint_id=tmp_path / "dcp")
+        dcp.save(training_state(role), checkpoint_id=tmp_path / "dcp")
         return tmp_path
 
     yield save

@@ -6,7 +6,7 @@ import re
 import pytest
 
 from tests.unit.trainer.test_dataset import config, dataset
-from verl.estimate.estimate import describe
+from verl.estimate.dry_run import describe
 from verl.trainer.data_loader import PromptLoader
 from verl.utils.environment import set_defaults, whole_variable
 from verl.utils.errors import ConfigError

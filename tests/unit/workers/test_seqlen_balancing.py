@@ -7,9 +7,11 @@ import numpy as np
 import pytest
 import torch
 
+from verl.models.prompts import same_prompts
 from verl.protocol import DataProto
 from verl.workers import seqlen_balancing
 from verl.workers.seqlen_balancing import (
+    Tokens,
     balance_dataproto,
     get_seqlen_balanced_partitions,
     prepare_dynamic_batch,
@@ -27,6 +29,18 @@ def batch(lengths: list[int], width: int | None = None) -> DataProto:
     return DataProto.from_dict(
         {"attention_mask": mask, "row": torch.arange(len(lengths))}, {"uid": [f"u{i}" for i in range(len(lengths))]}
     )
+
+
+def groups_of(prompts: list[int], responses: list[list[int]], widths=(40, 40)) -> DataProto:
+    """Samples of prompts with these lengths, a list of response lengths for each; prompts of one length differ."""
+    rows = [(number, prompts[number], length) for number, group in enumerate(responses) for length in group]
+    owner, prompt, response = (torch.tensor(column) for column in zip(*rows, strict=True))
+    places = [torch.arange(width) for width in widths]
+    seen = [places[0] >= widths[0] - prompt[:, None], places[1] < response[:, None]]
+    mask = torch.cat(seen, dim=1).long()
+    ids = torch.cat([(owner[:, None] + 1) * mask[:, : widths[0]], torch.arange(len(rows))[:, None] * seen[1]], dim=1)
+    fields = {"attention_mask": mask, "input_ids": ids, "response_mask": mask[:, widths[0] :]}
+    return DataProto.from_dict(fields | {"row": torch.arange(len(rows))})
 
 
 def best_possible(lengths: list[int], k: int, equal_size: bool) -> int:
@@ -162,3 +176,59 @@ def test_balancing_refuses_what_does_not_divide():
         balance_dataproto(batch([1] * 6), 2, mini_batch_size=4)
     with pytest.raises(ValueError, match="over 4 ranks"):
         balance_dataproto(batch([1] * 6), 4)
+
+
+def test_a_prompt_costs_once_and_its_rows_stay_together():
+    data = groups_of([30, 30, 10, 20], [[5, 5, 5], [1], [8, 8, 8, 8], [4, 6]])
+    tokens = Tokens.of(data, share_prompts=True)
+    assert tokens.together() == [[0, 1, 2], [3], [4, 5, 6, 7], [8, 9]]
+    assert [tokens(rows) for rows in tokens.together()] == [45, 31, 42, 30]
+    assert tokens([0, 1, 3]) == 30 + 5 + 5 + 30 + 1
+    apart = Tokens.of(data, share_prompts=False)
+    assert apart([0, 1, 3]) == 35 + 35 + 31
+    assert apart.together() == [[row] for row in range(10)]
+
+
+def test_rows_that_look_alike_by_their_padding_have_prompts_of_their_own():
+    data = groups_of([3, 5], [[2], [2]])
+    data.batch["input_ids"][:, :40] = 7  # one pad token, and prompts of it
+    assert same_prompts(data.batch).unique().numel() == 2
+
+
+def test_micro_batches_share_prompts_and_keep_the_budget():
+    rng = random.Random(4)
+    for _ in range(30):
+        groups = [[rng.randint(1, 40) for _ in range(rng.randint(1, 8))] for _ in range(rng.randint(1, 6))]
+        data = groups_of([rng.randint(1, 40) for _ in groups], groups)
+        limit = rng.randint(80, 300)
+        micro, rows = prepare_dynamic_batch(data, limit, share_prompts=True)
+        tokens = Tokens.of(data, share_prompts=True)
+        assert sorted(row for part in rows for row in part) == list(range(len(data)))
+        assert max(map(tokens, rows)) <= limit
+        assert max(int(part.batch["response_mask"].sum()) for part in micro) <= limit // 2, "as if rows had full length"
+        alone, _ = prepare_dynamic_batch(data, limit)
+        assert sum(map(tokens, rows)) <= sum(int(part.batch["attention_mask"].sum()) for part in alone)
+        for group in tokens.together():
+            if tokens(group) <= limit and sum(tokens.responses[row] for row in group) <= limit // 2:
+                assert any(set(group) <= set(part) for part in rows)
+
+
+@pytest.mark.parametrize("agreed", [2, 4, 9])
+def test_ranks_that_share_prompts_agree_too(monkeypatch, agreed):
+    monkeypatch.setattr(seqlen_balancing, "_largest_over_ranks", lambda count, group: max(count, agreed))
+    data = groups_of([30, 20], [[5] * 4, [6] * 6])
+    _, rows = prepare_dynamic_batch(data, 160, share_prompts=True)
+    assert len(rows) == agreed
+    assert sorted(row for part in rows for row in part) == list(range(10))
+
+
+@pytest.mark.parametrize(("groups", "size", "world", "whole"), [(4, 8, 2, True), (1, 8, 2, False), (3, 6, 2, False)])
+def test_ranks_get_whole_groups_where_there_are_enough(groups, size, world, whole):
+    rng = random.Random(5)
+    data = groups_of([30] * groups, [[rng.randint(1, 40) for _ in range(size)] for _ in range(groups)])
+    owner = same_prompts(data.batch)
+    balance_dataproto(data, world, share_prompts=True)
+    parts = [set(same_prompts(part.batch).tolist()) for part in data.chunk(world)]
+    numbers = [set(owner[part.batch["row"]].tolist()) for part in data.chunk(world)]
+    assert [len(part) for part in data.chunk(world)] == [groups * size // world] * world
+    assert sum(map(len, parts)) == sum(map(len, numbers)) == (groups if whole else groups + 1)

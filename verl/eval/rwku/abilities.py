@@ -103,8 +103,9 @@ def truthfulqa_part(asking: Asking = USUAL) -> Part:
             answer = scorer.tokenizer.encode(f" {choice}", add_special_tokens=False)
             sequences.append(scorer.fit(_few_shot_prompt(scorer.tokenizer, "truthfulqa", row, asking) + answer))
             lengths.append(len(answer))
-        log_probs = token_log_probs(scorer.model, sequences, token_budget=scorer.token_budget, desc="truthfulqa")
-        totals = iter([float(values[-length:].sum()) for values, length in zip(log_probs, lengths, strict=True)])
+        budget = scorer.token_budget
+        log_probs = token_log_probs(scorer.model, sequences, lengths, token_budget=budget, desc="truthfulqa")
+        totals = iter([float(values.sum()) for values in log_probs])
         return [_chosen(row, {choice: next(totals) for choice in _choices(row)}) for row in rows]
 
     return Part("truthfulqa", "likelihood", (TRUTHFULQA_FILE,), decoding, run, score_truthfulqa, truthfulqa_rows)

@@ -53,9 +53,15 @@ class DataParallelPPOActor:
         self.compiled = config.worker.actor.use_torch_compile and device.type == "cuda"
 
     def _outputs(self, batch: TensorDict, temperature: float) -> ResponseOutputs:
-        padding_free = self.config.worker.actor.padding_free
+        settings = self.config.worker.actor
         with as_reference(self.module) if self.stepper is None else nullcontext():
-            outputs = forward_responses(self.module, batch, padding_free=padding_free, parallel=self.parallel)
+            outputs = forward_responses(
+                self.module,
+                batch,
+                padding_free=settings.padding_free,
+                share_prompts=settings.share_prompts,
+                parallel=self.parallel,
+            )
         if temperature != 1.0:
             outputs.logits_nV.div_(temperature)
         return outputs
@@ -82,11 +88,15 @@ class DataParallelPPOActor:
     def _by_micro_batch(self, data: DataProto, function: Callable[[DataProto], torch.Tensor]) -> torch.Tensor:
         """(B, T) on the CPU, put together from a function's (b, T)."""
         data = data.select(batch_keys=FORWARD_KEYS, non_tensor_batch_keys=[]).to(self.device)
-        size = self.config.worker.actor.micro_batch_size_per_device_for_experience
+        settings = self.config.worker.actor
+        parts = micro_batches(
+            data,
+            max_samples=settings.micro_batch_size_per_device_for_experience,
+            max_tokens=self.max_tokens_for_experience,
+            share_prompts=settings.shares_prompts,
+        )
         values_BT = torch.zeros(data.batch["responses"].shape, device=self.device)
-        for micro, rows in zip(
-            *micro_batches(data, max_samples=size, max_tokens=self.max_tokens_for_experience), strict=True
-        ):
+        for micro, rows in zip(*parts, strict=True):
             values_BT[rows] = function(micro)
         return values_BT.cpu()
 

@@ -28,8 +28,14 @@ class DataParallelPPOCritic:
         self.max_tokens_for_experience, self.parallel = max_tokens_for_experience, parallel
 
     def _values(self, micro: DataProto) -> torch.Tensor:
-        padding_free = self.config.worker.critic.padding_free
-        outputs = forward_responses(self.module, micro.batch, padding_free=padding_free, parallel=self.parallel)
+        settings = self.config.worker.critic
+        outputs = forward_responses(
+            self.module,
+            micro.batch,
+            padding_free=settings.padding_free,
+            share_prompts=settings.share_prompts,
+            parallel=self.parallel,
+        )
         return outputs.scatter(outputs.logits_nV.squeeze(-1).float())
 
     @torch.no_grad()
@@ -38,11 +44,15 @@ class DataParallelPPOCritic:
         self.module.eval()
         keys = ["input_ids", "attention_mask", "position_ids", "response_mask"]
         data = data.select(batch_keys=keys, non_tensor_batch_keys=[]).to(self.device)
-        size = self.config.worker.critic.micro_batch_size_per_device_for_experience
+        settings = self.config.worker.critic
+        parts = micro_batches(
+            data,
+            max_samples=settings.micro_batch_size_per_device_for_experience,
+            max_tokens=self.max_tokens_for_experience,
+            share_prompts=settings.shares_prompts,
+        )
         values_BT = torch.zeros(data.batch["response_mask"].shape, device=self.device)
-        for micro, rows in zip(
-            *micro_batches(data, max_samples=size, max_tokens=self.max_tokens_for_experience), strict=True
-        ):
+        for micro, rows in zip(*parts, strict=True):
             values_BT[rows] = self._values(micro)
         return values_BT.cpu()
 

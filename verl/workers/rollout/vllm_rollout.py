@@ -27,6 +27,12 @@ logger = logging.getLogger(__name__)
 OVER_NCCL = {"disable_custom_all_reduce": True, "compilation_config": {"pass_config": {"fuse_allreduce_rms": False}}}
 """vLLM's own all-reduces open each other's GPU memory by its rank on the machine; Ray shows each rank one GPU"""
 
+CPU_BLOCK_TOKENS = 32
+"""tokens of a block of the KV cache on CPUs: the smallest that vLLM's kernels like; 128 by itself. Samples of a group
+share the full blocks of their prompt"""
+GROUP_SCHEDULER_FITS = ("0.32.",)
+"""versions of vLLM that ``group_scheduler`` was written against"""
+
 
 def sample_seed(run_seed: int, step: int, uid: str, number: int) -> int:
     """The seed of one sample: 63 bits of a hash, the same on every machine."""
@@ -83,6 +89,8 @@ class VLLMRollout:
             fix = "; set worker.rollout.lora_weights=merged" if "LoRA" in reason else ""
             raise ConfigError(f"worker.actor.model.model_path={model_path}: vLLM refuses it: {reason}{fix}") from error
         self.llm.apply_model(vllm_env.take_classes_apart)
+        if not self.on_gpu:
+            self.llm.collective_rpc(vllm_env.count_no_ranks)
         if shares_memory:
             vllm_env.drop_cpu_shared_memory(run)
         if self.on_gpu and not self.llm.llm_engine.vllm_config.use_v2_model_runner:
@@ -236,17 +244,39 @@ def _engine_options(config: RolloutConfig, adapter_rank: int, *, on_gpu: bool) -
         options |= {"enable_lora": True, "max_loras": 1, "max_lora_rank": room}
     if on_gpu:
         options["gpu_memory_utilization"] = config.gpu_memory_utilization
+    else:
+        # Behind a part of a prompt vLLM takes the seeds' generators back a token, which those of CPUs cannot do.
+        options |= {"block_size": CPU_BLOCK_TOKENS, "scheduler_cls": _scheduler(), "enable_chunked_prefill": False}
     if on_gpu and config.tensor_parallel_size > 1:
         os.environ["VLLM_ALLREDUCE_USE_SYMM_MEM"] = "0"
         options |= OVER_NCCL
     return options
 
 
+def _scheduler() -> type | None:
+    """The scheduler for groups on CPUs; None, vLLM's own, where the installed vLLM is another than it extends."""
+    import vllm
+
+    if not vllm.__version__.startswith(GROUP_SCHEDULER_FITS):
+        return None
+    from .group_scheduler import GroupScheduler
+
+    return GroupScheduler
+
+
 def digest(tensor: torch.Tensor) -> torch.Tensor:
     """One int64, on the tensor's device, that changes with (nearly) any of its bits: sums of its rows' bit patterns,
-    each weighted by the row's place, so that changes of opposite sign do not cancel."""
-    bits = tensor.detach().contiguous().view({1: torch.int8, 2: torch.int16, 4: torch.int32}[tensor.element_size()])
-    sums = (bits.flatten(1) if bits.dim() > 1 else bits.reshape(-1, 1)).sum(1, dtype=torch.int64)
+    each weighted by the row's place, so that changes of opposite sign do not cancel.
+
+    Rows are read in words of 64 bits where they are made of such: a sum of smaller ones copies the tensor first.
+    """
+    rows = tensor.detach().flatten(1) if tensor.dim() > 1 else tensor.detach().reshape(-1, 1)
+    size = rows.element_size()
+    whole = rows.shape[1] * size % 8 == 0
+    if not rows.is_contiguous() or whole and rows.storage_offset() * size % 8:
+        rows = rows.clone(memory_format=torch.contiguous_format)
+    bits = rows.view(torch.int64 if whole else {1: torch.int8, 2: torch.int16, 4: torch.int32}[size])
+    sums = bits.sum(1, dtype=torch.int64)
     return (sums * torch.arange(1, len(sums) + 1, device=sums.device)).sum()
 
 
