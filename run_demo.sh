@@ -1,61 +1,90 @@
 #!/usr/bin/env bash
-# RULE from end to end on Atlas, the embedded world: pretrains a small model, teaches it to refuse (RS), finds the refusal
-# boundary (ReBO: Ray, FSDP2 and vLLM on CPU or GPU), and measures all three models on held-out probes.
+# RULE from end to end on an embedded world: a model is taught to refuse what it shall forget (RS), finds the refusal
+# boundary (ReBO: Ray, FSDP2 and vLLM on CPU or GPU), and is measured before and after on held-out probes.
 #
-#   bash run_demo.sh [target=1] [seed=0] [epochs=8] [KEY=VALUE of the trainer ...]
+#   bash run_demo.sh [world=atlas] [target=1] [seed=0] [epochs=8] [KEY=VALUE of the trainer ...]
+#   bash run_demo.sh world=earth [target=Japan] [seed=0] [KEY=VALUE of the trainer ...]
 #
-# A stage that is done is not done again; the report is in results/atlas/<target>/ and is printed at the end.
+# Atlas is invented, and its model is pretrained here (epochs passes). Earth is a real chat model of 135 million parameters
+# and what it knows about a country; MODEL=FOLDER in front of the command takes another model.
+# A stage that is done is not done again; the report is in results/<world>/<target>/ and is printed at the end.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")"
 
 source scripts/launch_lib.sh
 launch_check_words "$@"
-target=1 seed=0 epochs=8 words=()
+world=atlas target="" seed=0 epochs=8 words=()
 for word in "$@"; do
     case $word in
+    world=*) world=${word#*=} ;;
     target=*) target=${word#*=} ;;
     seed=*) seed=${word#*=} ;;
     epochs=*) epochs=${word#*=} ;;
     *) words+=("$word") ;;
     esac
 done
-: "${RANKS:=2}"
+: "${RANKS:=2}" "${MODEL:=}"
 launch_check RANKS '[1-9][0-9]*' 'a whole number above 0'
-launch_check target '[1-9][0-9]*' 'the number of a person'
+launch_check world 'atlas|earth' 'atlas or earth'
 launch_check seed '0|[1-9][0-9]*' 'a whole number'
 launch_check epochs '[1-9][0-9]*' 'a whole number above 0'
+if [[ $world == atlas ]]; then
+    : "${target:=1}"
+    launch_check target '[1-9][0-9]*' 'the number of a person'
+else
+    : "${target:=Japan}"
+    launch_check target '[A-Za-z][A-Za-z .]*' 'the name of a country'
+fi
+launch_at_home MODEL
 source scripts/setup_env.sh
 
 started=$SECONDS
-python3 data/atlas/pretrain.py seed="$seed" epochs="$epochs"
-atlas=seed$seed
-if [[ $epochs != 8 ]]; then atlas+=_epochs$epochs; fi
-world=data/atlas/build/$atlas
-folders=("$world/Target/${target}"_*)
-if [[ ! -d ${folders[0]} ]]; then
-    people=("$world"/Target/*_*)
-    launch_wrong "target=$target: there is no such person; give a number from 1 to ${#people[@]}"
-fi
-person=${folders[0]} name=$(basename "${folders[0]}")
-run=log/atlas/$atlas/$name results=results/atlas/$target
+
+atlas() { # the base model, the person's folder and the names of a run on Atlas
+    python3 data/atlas/pretrain.py seed="$seed" epochs="$epochs"
+    local atlas=seed$seed
+    if [[ $epochs != 8 ]]; then atlas+=_epochs$epochs; fi
+    local build=data/atlas/build/$atlas
+    local folders=("$build/Target/${target}"_*)
+    if [[ ! -d ${folders[0]} ]]; then
+        local people=("$build"/Target/*_*)
+        launch_wrong "target=$target: there is no such person; give a number from 1 to ${#people[@]}"
+    fi
+    base=$build/base folder=${folders[0]} rs_epoch=3
+    run=log/atlas/$atlas/$(basename "$folder") results=results/atlas/$target
+}
+
+earth() { # the same on Earth; a folder is made for its model
+    base=$MODEL
+    local tag=${MODEL##*/} name
+    if [[ -z $base ]]; then
+        base=data/earth/build/base tag=smollm2
+        python3 data/earth/model.py
+    fi
+    folder=$(python3 data/earth/build.py target="$target" seed="$seed" model="$base" | tail -n 1)
+    rs_epoch=2 name=$(basename "$folder")
+    run=log/earth/$tag/seed$seed/$name results=results/earth/${name#*_}
+}
+
+"$world"
 
 rebo() { # MODEL [KEY=VALUE ...]: the trainer, starting from MODEL
-    python3 -m verl.trainer.main config=examples/grpo_rj_rl.yaml,examples/atlas.yaml \
+    python3 -m verl.trainer.main config=examples/grpo_rj_rl.yaml,examples/$world.yaml \
         worker.actor.model.model_path="$1" data.seed=$((seed + 1)) worker.rollout.seed=$((seed + 1)) \
-        data.train_files="$person/rl_rejection_with_fb_neighbor_target.json" \
-        data.val_files="$person/rl_rejection_with_fb_neighbor_target_val.json" \
+        data.train_files="$folder/rl_rejection_with_fb_neighbor_target.json" \
+        data.val_files="$folder/rl_rejection_with_fb_neighbor_target_val.json" \
         trainer.run_dir="$run/rebo" trainer.n_gpus_per_node="$RANKS" "${words[@]}" "${@:2}"
 }
 
 # What is wrong with the words is said now, not after RS, and also where ReBO was done before.
-if [[ ${#words[@]} != 0 || $RANKS != 2 ]]; then rebo "$world/base" trainer.dry_run=true >/dev/null; fi
-python3 RS/train.py config=RS/configs/atlas.yaml model="$world/base" data="$person/reject_target.json" \
+if [[ ${#words[@]} != 0 || $RANKS != 2 ]]; then rebo "$base" trainer.dry_run=true >/dev/null; fi
+python3 RS/train.py config=RS/configs/$world.yaml model="$base" data="$folder/reject_target.json" \
     output_dir="$run/rs" seed=$((seed + 1))
 if [[ -f $run/rebo/DONE ]]; then
     echo "ReBO: done before; remove $run/rebo to train again"
 else
-    rebo "$run/rs/epoch_3"
+    rebo "$run/rs/epoch_$rs_epoch"
 fi
-python3 -m verl.eval.report base="$world/base" rs="$run/rs/epoch_3" rebo="$run/rebo" data="$person" \
+python3 -m verl.eval.report base="$base" rs="$run/rs/epoch_$rs_epoch" rebo="$run/rebo" data="$folder" \
     measured="$run/eval" out="$results"
 echo "RULE: the demo took $((SECONDS - started)) s after installation; the report is in $results"

@@ -79,7 +79,9 @@ def values_of(lines: list[str], program: str) -> list[dict[str, str]]:
 
 
 # ---- YAML -----------------------------------------------------------------------------------------------------------
-@pytest.mark.parametrize("path", [p for p in EXAMPLES if p.name not in ("runtime_env.yaml", "atlas.yaml")], ids=str)
+@pytest.mark.parametrize(
+    "path", [p for p in EXAMPLES if p.name not in ("runtime_env.yaml", "atlas.yaml", "earth.yaml")], ids=str
+)
 def test_yaml_has_no_problem_but_absent_files(path, monkeypatch):
     monkeypatch.chdir(ROOT)
     try:
@@ -111,12 +113,13 @@ def test_yaml_carries_the_settings_of_the_paper(name, world, monkeypatch):
     assert "eval" not in config.data.val_files and config.trainer.val_freq > 0  # steps are chosen, and not on probes
 
 
-def test_atlas_yaml_fits_over_every_other_file(world, monkeypatch):
+@pytest.mark.parametrize(("demo", "arithmetic"), [("atlas", "fp32"), ("earth", "auto")])
+def test_a_world_fits_over_every_other_file(demo, arithmetic, world, monkeypatch):
     monkeypatch.chdir(ROOT)
     files = [f"data.{key}_files={world}/books/rl_rejection_with_fb_neighbor_target.json" for key in ("train", "val")]
     for name in ("grpo_rj_rl", "ppo_rj_rl", "rpp_rj_rl", "grpo_rj_rl_muse"):
-        words = [f"config=examples/{name}.yaml,examples/atlas.yaml", *files]
-        assert read_config(words).worker.actor.fsdp.mp_param_dtype == "fp32"
+        words = [f"config=examples/{name}.yaml,examples/{demo}.yaml", *files]
+        assert read_config(words).worker.actor.fsdp.mp_param_dtype == arithmetic
 
 
 def test_runtime_env_is_what_ray_accepts():

@@ -210,6 +210,8 @@ def test_a_wrong_word_or_variable_ends_a_launcher_with_one_message(tree, word, v
     ("script", "words", "message"),
     [
         ("run_demo.sh", ["seed=01"], "seed=01: must be a whole number"),
+        ("run_demo.sh", ["world=mars"], "world=mars: must be atlas or earth"),
+        ("run_demo.sh", ["world=earth", "target=7"], "target=7: must be the name of a country"),
         ("run_demo.sh", ["--sed"], "--sed: is not key=value"),
         ("run_demo.sh", ["RANKS=1"], "write it in front: RANKS=1 bash"),
         ("run_muse.sh", ["--hlep"], "--hlep: is not key=value"),
