@@ -106,13 +106,14 @@ def test_adapter_folder_opens_on_the_base_model(tmp_path):
 def test_state_sharded_over_two_ranks(tmp_path):
     """The world size is nowhere in the state: two FSDP2 ranks save, one process merges."""
     script = """
-import sys, torch, torch.distributed as dist, torch.distributed.checkpoint as dcp
+import os, sys, torch, torch.distributed as dist, torch.distributed.checkpoint as dcp
 from torch.distributed.fsdp import fully_shard
 from tests.integration.test_model_merger import llama
 dist.init_process_group("gloo")
 model = fully_shard(llama())
 dcp.save({"model": model.state_dict()}, checkpoint_id=sys.argv[1])
 dist.destroy_process_group()
+os._exit(0)  # a thread of gloo's that outlives the interpreter would abort the process now and then
 """
     (tmp_path / "save.py").write_text(script)
     command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
