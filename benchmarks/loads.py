@@ -8,7 +8,7 @@ import json
 import random
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from tests.conftest import ATLAS_SHAPE
 from verl.estimate.flops import ModelShape, forward_flops
@@ -121,20 +121,27 @@ def model_config(shape: dict) -> dict:
     return settings | shape
 
 
-def write_files(folder: Path, load: Load, steps: int) -> None:
-    """The model, its tokenizer, the rows of ``steps`` steps and the reward."""
+def write_model(folder: Path, shape: dict, opening: str = "") -> Any:
+    """A model with random weights and its tokenizer, which is returned; its chat template begins with ``opening``."""
     import torch
     from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
     from transformers.utils.logging import disable_progress_bar
 
     disable_progress_bar()
-    tokenizer = make_tokenizer(load.shape["vocab_size"])
+    tokenizer = make_tokenizer(shape["vocab_size"])
+    tokenizer.chat_template = opening + tokenizer.chat_template
     special = {name: getattr(tokenizer, name) for name in ("eos_token_id", "pad_token_id")}
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**model_config(load.shape), bos_token_id=None, **special))
+    model = LlamaForCausalLM(LlamaConfig(**model_config(shape), bos_token_id=None, **special))
     model.generation_config = GenerationConfig(**special)
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return tokenizer
+
+
+def write_files(folder: Path, load: Load, steps: int) -> None:
+    """The model, its tokenizer, the rows of ``steps`` steps and the reward."""
+    tokenizer = write_model(folder / "model", load.shape)
     draw = random.Random(0)
     words = range(load.shape["vocab_size"] - len(MARKS))
     questions = [

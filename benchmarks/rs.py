@@ -26,7 +26,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from loads import LOADS, chat, make_tokenizer, model_config
+from loads import LOADS, chat, write_model
 
 from verl.settings.cli import show_help
 
@@ -58,17 +58,7 @@ KINDS = {
 
 def write_files(folder: Path, rows: Rows, steps: int) -> None:
     """The model, its tokenizer, and the rows of ``steps`` steps in RS's and in TRL's form."""
-    import torch
-    from transformers import GenerationConfig, LlamaConfig, LlamaForCausalLM
-
-    tokenizer = make_tokenizer(rows.shape["vocab_size"])
-    tokenizer.chat_template = " ".join(f"w{number}" for number in range(rows.opening)) + tokenizer.chat_template
-    special = {name: getattr(tokenizer, name) for name in ("eos_token_id", "pad_token_id")}
-    torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**model_config(rows.shape), bos_token_id=None, **special))
-    model.generation_config = GenerationConfig(**special)
-    model.save_pretrained(folder / "model")
-    tokenizer.save_pretrained(folder / "model")
+    write_model(folder / "model", rows.shape, opening=" ".join(f"w{number}" for number in range(rows.opening)))
     draw = random.Random(0)
 
     def words(lengths: tuple[int, int], marks: int) -> str:
@@ -170,19 +160,24 @@ def measure(name: str, rows: Rows, steps: int) -> dict[str, list[float]]:
         write_files(folder, rows, steps + WARM_UP + 1)  # TRL waits behind its last step
         sides = {side: start(side, folder) for side in SIDES}
         try:
-            found: dict[str, list[float]] = {side: [] for side in SIDES}
-            for step in range(steps + WARM_UP):
-                tokens = 0.0
-                for side, process in sides.items():
-                    figures = take_turn(process, side)
-                    tokens = figures.get("tokens", tokens)
-                    if step >= WARM_UP:
-                        found[side].append(tokens / figures["seconds"])
-            return found
+            return tokens_a_second(sides, steps)
         finally:
             for process in sides.values():
                 process.kill()
                 process.wait()
+
+
+def tokens_a_second(sides: dict[str, subprocess.Popen], steps: int) -> dict[str, list[float]]:
+    """Of each side in each step behind those that warm up, in turns."""
+    found: dict[str, list[float]] = {side: [] for side in sides}
+    for step in range(steps + WARM_UP):
+        tokens = 0.0
+        for side, process in sides.items():
+            figures = take_turn(process, side)
+            tokens = figures.get("tokens", tokens)
+            if step >= WARM_UP:
+                found[side].append(tokens / figures["seconds"])
+    return found
 
 
 def start(side: str, folder: Path) -> subprocess.Popen:

@@ -117,7 +117,8 @@ def rank(folder: Path, job: dict[str, Any]) -> None:
 
     from verl.trainer.preflight import read_config
     from verl.utils import vllm_env
-    from verl.workers.fsdp_workers import FSDPWorker, cores
+    from verl.utils.environment import cores
+    from verl.workers.fsdp_workers import FSDPWorker
 
     begun = {"imports of torch and ours": time.time() - psutil.Process().create_time()}
     config = read_config(arguments(folder, Load(**job["load"]), job["run"], []))

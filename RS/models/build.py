@@ -5,7 +5,6 @@ ranks, with or without a GPU.
 """
 
 import math
-import os
 from collections.abc import Callable
 from dataclasses import replace
 
@@ -18,7 +17,7 @@ from verl.config.worker import FSDPConfig, LoraConfig, ModelConfig, OptimConfig
 from verl.models.build import build_model, resolve_dtype
 from verl.models.fsdp import build_mesh
 from verl.models.optim import build_optimizer
-from verl.utils.environment import variable, whole_variable
+from verl.utils.environment import cores, variable, whole_variable
 from verl.utils.orphans import end_with_parent
 
 SHAPES: dict[str, Callable[[float], float]] = {
@@ -53,8 +52,7 @@ def rank_threads() -> int:
     here = whole_variable("LOCAL_WORLD_SIZE", 1)
     if here == 1 or variable("OMP_NUM_THREADS") != "1":
         return torch.get_num_threads()
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    return max(1, cores // here)
+    return max(1, cores() // here)
 
 
 def model_config(config: RSConfig) -> ModelConfig:

@@ -10,9 +10,7 @@ made by the same code, nothing is done. Leaves out what is in the files (corpus.
 import hashlib
 import logging
 import math
-import os
 import random
-import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -26,8 +24,9 @@ from data.atlas.corpus import forget_probes, neighbor_probes, pretraining_rows, 
 from data.atlas.language import IGNORED, encode, make_model, make_tokenizer, texts_of
 from data.atlas.people import World, build_world
 from data.atlas.world import write_world
+from data.common.once import made_once
 from verl.settings.cli import run_cli
-from verl.utils.atomic import write_json, write_text
+from verl.utils.atomic import write_json
 
 logger = logging.getLogger(__name__)
 
@@ -81,20 +80,7 @@ def build(config: AtlasConfig) -> Path:
     Raises:
         Forgetful: the model answers too few probes; nothing is left behind.
     """
-    folder, key = config.folder, fingerprint(config)
-    if (folder / "DONE").is_file() and (folder / "DONE").read_text(encoding="utf-8").strip() == key:
-        logger.info("%s is there, made by this code", folder)
-        return folder
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
-        _make(config, beside)
-        write_text(beside / "DONE", key + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    logger.info("wrote %s", folder)
-    return folder
+    return made_once(config.folder, fingerprint(config), lambda folder: _make(config, folder))
 
 
 def fingerprint(config: AtlasConfig) -> str:

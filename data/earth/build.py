@@ -8,8 +8,6 @@ rows say (rows.py, abilities.py).
 
 import hashlib
 import logging
-import os
-import shutil
 import sys
 from collections import Counter
 from collections.abc import Sequence
@@ -17,6 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from data.common.once import made_once
 from data.common.refusals import BANK
 from data.earth.abilities import ability_rows, spared_rows, utility_rows
 from data.earth.countries import FILES, Country, countries, find
@@ -32,7 +31,7 @@ from data.earth.rows import (
 )
 from verl.settings.cli import run_cli
 from verl.settings.path_types import PathText
-from verl.utils.atomic import write_json, write_text
+from verl.utils.atomic import write_json
 from verl.utils.errors import ConfigError, DataError, closest
 
 logger = logging.getLogger(__name__)
@@ -85,21 +84,12 @@ def build(config: EarthConfig) -> Path:
         ConfigError: there is no such model.
         DataError: the model answers too few probes; nothing is left behind.
     """
-    folder, key = config.folder, fingerprint(config)
-    if (folder / "DONE").is_file() and (folder / "DONE").read_text(encoding="utf-8").strip() == key:
-        logger.info("%s is there, made by this code for this model", folder)
-        return folder
-    beside = folder.with_name(f".{folder.name}.{os.getpid()}")
-    try:
+
+    def make(folder: Path) -> None:
         for name, rows in target_rows(config, Judge(config.model)).items():
-            write_json(beside / f"{name}.json", rows)
-        write_text(beside / "DONE", key + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    logger.info("wrote %s", folder)
-    return folder
+            write_json(folder / f"{name}.json", rows)
+
+    return made_once(config.folder, fingerprint(config), make)
 
 
 def fingerprint(config: EarthConfig) -> str:

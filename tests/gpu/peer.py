@@ -19,6 +19,15 @@ PHASES = {"gen": "_generate", "reward": "_calculate_rewards", "ref": "_get_per_t
 SAMPLING = "_generate_and_score_completions"
 """the method that is all of a step but the update"""
 
+FIXED = {
+    "beta": 0.01,
+    "report_to": [],
+    "save_strategy": "no",
+    "logging_steps": 100000,
+    "disable_tqdm": True,
+}
+"""what every run has: a KL to the reference, and nothing but steps"""
+
 
 def trl_settings(*, on_gpu: bool, fast_bf16: bool, longest: int) -> dict[str, Any]:
     """Fields of GRPOConfig for this machine.
@@ -85,18 +94,13 @@ def trl_steps(
         "num_generations": rollouts,
         "max_completion_length": tokens,
         "max_steps": steps,
-        "beta": 0.01,
-        "report_to": [],
-        "save_strategy": "no",
-        "logging_steps": 100000,
-        "disable_tqdm": True,
     }
     if not settings.get("use_vllm"):
         config["generation_kwargs"] = {"min_new_tokens": tokens}
     trainer = GRPOTrainer(
         model=model,
         reward_funcs=lambda completions, **_: [float(len(str(text)) % 7) for text in completions],
-        args=GRPOConfig(**config | settings),
+        args=GRPOConfig(**FIXED | config | settings),
         train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in prompts]),
         processing_class=tokenizer,
         callbacks=[stopwatch(seconds, before, note)],

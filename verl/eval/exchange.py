@@ -4,7 +4,7 @@ Every parameter must have been loaded, and what the engine kept of the checkpoin
 one's. Leaves out what an engine fuses or packs, and checkpoints that are not in safetensors, of which nothing is known.
 """
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,17 +31,6 @@ def held(model: torch.nn.Module, rows: Mapping[str, torch.Tensor]) -> set[str]:
     mine = dict(model.named_parameters())
     same = {name: mine[name][:ROWS] for name in rows.keys() & mine.keys() if mine[name].dim()}
     return {name for name, kept in same.items() if torch.equal(kept.cpu(), rows[name].to(kept.dtype))}
-
-
-def note_what_is_loaded(model: Any) -> None:
-    """Let an engine's model keep what its ``load_weights`` says it loaded."""
-    plain = model.load_weights
-
-    def load_weights(weights: Iterable[tuple[str, torch.Tensor]]) -> set[str] | None:
-        model.last_loaded = plain(weights)
-        return model.last_loaded
-
-    model.load_weights = load_weights
 
 
 def left_out(model: Any) -> set[str]:

@@ -67,8 +67,6 @@ class VLLMGenerator:
     ):
         from verl.utils import vllm_env
 
-        from . import exchange
-
         vllm = vllm_env.load()
         import torch.distributed
         from transformers import AutoConfig
@@ -98,7 +96,7 @@ class VLLMGenerator:
         except ValueError as error:  # pydantic's among them, with all that it was given
             raise ConfigError(f"model={model}: vLLM refuses it: {vllm_env.refusal(error)}") from error
         self._engine.apply_model(vllm_env.take_classes_apart)
-        self._engine.apply_model(exchange.note_what_is_loaded)
+        self._engine.apply_model(vllm_env.note_what_is_loaded)
 
     def generate(
         self,

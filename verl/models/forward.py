@@ -76,7 +76,7 @@ def _forward_packed(
     module: torch.nn.Module, batch: TensorDict, share_prompts: bool, parallel: SequenceParallel | None
 ) -> tuple[torch.Tensor, SharedRow | None]:
     prompt_b = same_prompts(batch) if share_prompts else None
-    if prompt_b is not None and len(prompt_b.unique()) < len(prompt_b):
+    if prompt_b is not None and int(prompt_b.max()) + 1 < len(prompt_b):
         ids, keep, packing = _pack_shared(batch, prompt_b, parallel)
     else:
         ids, keep, packing = _pack_whole(batch, parallel)

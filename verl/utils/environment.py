@@ -27,3 +27,8 @@ def set_defaults(**values: str) -> None:
     for name, value in values.items():
         if variable(name) is None:
             os.environ[name] = value
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

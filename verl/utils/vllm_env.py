@@ -4,6 +4,7 @@ import gc
 import importlib
 import inspect
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -90,6 +91,17 @@ def count_no_ranks(worker: Any) -> None:
         return LogprobsTensors(column.to(torch.int32), logprobs.gather(1, column), torch.zeros_like(token_ids))
 
     sampler.gather_logprobs = gather
+
+
+def note_what_is_loaded(model: Any) -> None:
+    """Let an engine's model keep what its ``load_weights`` says it loaded."""
+    plain = model.load_weights
+
+    def load_weights(weights: Iterable[tuple[str, torch.Tensor]]) -> set[str] | None:
+        model.last_loaded = plain(weights)
+        return model.last_loaded
+
+    model.load_weights = load_weights
 
 
 def refusal(error: ValueError) -> str:

@@ -1,10 +1,12 @@
 """Cuts a rank's share of a batch into micro-batches, and adds up metrics across micro-batches and ranks."""
 
 from collections import defaultdict
+from collections.abc import Callable
 
 import torch
 import torch.distributed as dist
 
+from ..config.worker import BatchConfig
 from ..protocol import DataProto
 from .seqlen_balancing import prepare_dynamic_batch
 
@@ -25,6 +27,23 @@ def micro_batches(
         return prepare_dynamic_batch(data, max_tokens, share_prompts=share_prompts)
     rows = [slice(start, start + max_samples) for start in range(0, len(data), max_samples)]
     return [data[part] for part in rows], rows
+
+
+def by_micro_batch(
+    data: DataProto, settings: BatchConfig, max_tokens: int | None, function: Callable[[DataProto], torch.Tensor]
+) -> torch.Tensor:
+    """(B, T) on the CPU, put together from a function's (b, T) of each micro-batch; a pass without gradients."""
+    parts = micro_batches(
+        data,
+        max_samples=settings.micro_batch_size_per_device_for_experience,
+        max_tokens=max_tokens,
+        share_prompts=settings.shares_prompts,
+    )
+    mask_BT = data.batch["response_mask"]
+    values_BT = torch.zeros(mask_BT.shape, device=mask_BT.device)
+    for micro, rows in zip(*parts, strict=True):
+        values_BT[rows] = function(micro)
+    return values_BT.cpu()
 
 
 class MetricSums:

@@ -29,6 +29,7 @@ from ..protocol import DataProto
 from ..utils import vllm_env
 from ..utils.chat import stop_token_ids
 from ..utils.checkpoint import write_errors
+from ..utils.environment import cores
 from ..utils.errors import ConfigError
 from ..utils.tokenizer import get_tokenizer
 
@@ -42,11 +43,6 @@ def free_address() -> tuple[str, int]:
     with socket.socket() as probe:
         probe.bind(("", 0))
         return ray.util.get_node_ip_address(), probe.getsockname()[1]
-
-
-def cores() -> int:
-    """CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def check_gpu(rank: int, *, sees_one: bool) -> None:

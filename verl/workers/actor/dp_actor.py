@@ -18,7 +18,7 @@ from ...models.forward import ResponseOutputs, forward_responses
 from ...models.log_probs import log_probs_and_entropy
 from ...models.ulysses import SequenceParallel
 from ...protocol import DataProto
-from ..batching import MetricSums, micro_batches
+from ..batching import MetricSums, by_micro_batch
 from ..stepper import Stepper
 
 FORWARD_KEYS = ["input_ids", "attention_mask", "position_ids", "response_mask", "responses"]
@@ -88,17 +88,7 @@ class DataParallelPPOActor:
     def _by_micro_batch(self, data: DataProto, function: Callable[[DataProto], torch.Tensor]) -> torch.Tensor:
         """(B, T) on the CPU, put together from a function's (b, T)."""
         data = data.select(batch_keys=FORWARD_KEYS, non_tensor_batch_keys=[]).to(self.device)
-        settings = self.config.worker.actor
-        parts = micro_batches(
-            data,
-            max_samples=settings.micro_batch_size_per_device_for_experience,
-            max_tokens=self.max_tokens_for_experience,
-            share_prompts=settings.shares_prompts,
-        )
-        values_BT = torch.zeros(data.batch["responses"].shape, device=self.device)
-        for micro, rows in zip(*parts, strict=True):
-            values_BT[rows] = function(micro)
-        return values_BT.cpu()
+        return by_micro_batch(data, self.config.worker.actor, self.max_tokens_for_experience, function)
 
     def _exact_kl(self, micro: DataProto, outputs: ResponseOutputs) -> torch.Tensor:
         """(b, T) KL of the distributions behind ``outputs`` to the reference's."""

@@ -7,7 +7,7 @@ from ...config.run import PPOConfig
 from ...models.forward import forward_responses
 from ...models.ulysses import SequenceParallel
 from ...protocol import DataProto
-from ..batching import MetricSums, micro_batches
+from ..batching import MetricSums, by_micro_batch
 from ..stepper import Stepper
 
 
@@ -44,17 +44,7 @@ class DataParallelPPOCritic:
         self.module.eval()
         keys = ["input_ids", "attention_mask", "position_ids", "response_mask"]
         data = data.select(batch_keys=keys, non_tensor_batch_keys=[]).to(self.device)
-        settings = self.config.worker.critic
-        parts = micro_batches(
-            data,
-            max_samples=settings.micro_batch_size_per_device_for_experience,
-            max_tokens=self.max_tokens_for_experience,
-            share_prompts=settings.shares_prompts,
-        )
-        values_BT = torch.zeros(data.batch["response_mask"].shape, device=self.device)
-        for micro, rows in zip(*parts, strict=True):
-            values_BT[rows] = self._values(micro)
-        return values_BT.cpu()
+        return by_micro_batch(data, self.config.worker.critic, self.max_tokens_for_experience, self._values)
 
     def update_critic(self, data: DataProto) -> dict[str, float]:
         """Train on this rank's share: ``values`` and ``returns`` (B, T) beside the forward keys."""

@@ -282,13 +282,7 @@ def digest(tensor: torch.Tensor) -> torch.Tensor:
 
 def _note_what_is_loaded(model: torch.nn.Module) -> set[str]:
     """Let the model keep what its ``load_weights`` says it loaded; returns the names of all its parameters."""
-    plain = model.load_weights
-
-    def load_weights(weights: Iterable[tuple[str, torch.Tensor]]) -> set[str] | None:
-        model.last_loaded = plain(weights)
-        return model.last_loaded
-
-    model.load_weights = load_weights
+    vllm_env.note_what_is_loaded(model)
     return set(_parameters(model))
 
 
