@@ -55,8 +55,8 @@ class Load:
 
     @property
     def shared(self) -> int:
-        """Tokens of all samples, a prompt counted once."""
-        return self.prompts * (self.prompt_tokens + self.samples * self.response_tokens)
+        """Tokens that ours computes: a prompt once, and of each response all but the last, which predicts nothing."""
+        return self.prompts * (self.prompt_tokens + self.samples * (self.response_tokens - 1))
 
     def update_flops(self, *, shared: bool) -> int:
         """Operations of forward and backward pass by ``estimate.flops``, a prompt computed once or with each sample.
@@ -65,7 +65,7 @@ class Load:
         """
         shape = ModelShape.of(model_config(self.shape))
         s, t = self.prompt_tokens, self.response_tokens
-        pairs = s * s + self.samples * t * (s + t) if shared else self.samples * (s + t) ** 2
+        pairs = s * s + self.samples * (t - 1) * (s + t - 1) if shared else self.samples * (s + t) ** 2
         tokens = self.shared if shared else self.trained
         attention = 4 * shape.layers * shape.query * self.prompts * pairs
         return 3 * (forward_flops(shape, tokens, 0) + attention)

@@ -3,6 +3,7 @@
 import contextlib
 import json
 import math
+import shlex
 import subprocess
 import sys
 import tempfile
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from loads import LOADS, TINY, Load, arguments, write_files
-from race import HEADER, Side, row, show, started, take_turns
+from race import HEADER, Failed, Side, row, show, started, take_turns
 from sides import ROOT
 
 Figures = dict[str, Any]
@@ -105,6 +106,7 @@ def evaluation(config: Any, rates: dict[str, float]) -> Figures:
 def startup(config: Any, rates: dict[str, float]) -> Figures:
     """From the command to the first step, split by cause: the driver's view, and a rank's of its own part."""
     from tests.training_kit import command, environment
+    from verl.utils.logger.logger import read_metrics
 
     load, figures = LOADS["fp32"], {}
     with tempfile.TemporaryDirectory() as place:
@@ -123,9 +125,12 @@ def startup(config: Any, rates: dict[str, float]) -> Figures:
         )
         while process.poll() is None and not (folder / "command" / "metrics.jsonl").exists():
             time.sleep(0.05)
-        figures["command to the end of the first step"] = time.monotonic() - begun
-        process.wait()
+        ended = time.monotonic() - begun
+        if process.wait():
+            raise Failed(f"startup: {shlex.join(process.args)} ended with {process.returncode}")
         figures["command to its end"] = time.monotonic() - begun
+        figures["command to the end of the first step"] = ended
+        figures["command to the first step"] = ended - read_metrics(folder / "command")[0]["perf/time_per_step"]
         with started("rank", "rank", folder, load) as side:
             figures["rank"] = side.startup["startup"]
     print("\nstartup: one rank, the load fp32")

@@ -29,7 +29,7 @@ from RS.train import main as train_rs
 from scripts.model_merger import MergeConfig, merge
 from tests.conftest import make_tokenizer
 from tests.training_kit import arguments, command, environment
-from verl.eval.generation import VLLMGenerator
+from verl.eval.generation import Request, VLLMGenerator
 from verl.eval.likelihood import load_model, token_log_probs
 from verl.utils.errors import ConfigError
 from verl.utils.logger.logger import read_metrics
@@ -181,7 +181,7 @@ def check_evaluation(folder: Path, model: Path) -> str:
         generator = VLLMGenerator(str(model))
     except ConfigError as error:
         return f"likelihoods; {error}"
-    answers = generator.generate(texts, max_new_tokens=8, desc="generation")
+    [(_, answers)] = generator.answer([Request(texts, 8, "generation")])
     generator.close()
     greedy = [greedy_answer(plain, tokenizer, ids) for ids in texts]
     # vLLM waits for the rest of a character.

@@ -120,10 +120,13 @@ class Judge:
         """For every probe whether the model's answer holds a gold one and declines nothing."""
         from verl.eval.generation import VLLMGenerator
         from verl.eval.probes import Asking, ask
+        from verl.eval.results import concluded
 
         generator = VLLMGenerator(self.model)
         try:
-            rows = ask(generator, probes, Asking(style="plain"), desc="asking the model what it knows")
+            interview = ask(generator, probes, Asking(style="plain"), desc="asking the model what it knows")
+            [(_, answers)] = generator.answer([next(interview)])
+            rows = concluded(interview, answers)
         finally:
             generator.close()
         return [row["containment"] == 1.0 and row["verdict"] not in ("refusal", "mixed") for row in rows]

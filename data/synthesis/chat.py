@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from verl.eval.endpoint import AnswerCache, EndpointStats, Messages, request_key
+from verl.eval.generation import Request
 from verl.utils.chat import encode_prompt
 
 CHUNK = 256
@@ -56,12 +57,9 @@ class LocalChat:
 
     def _answer(self, waiting: list[tuple[str, Messages]], desc: str) -> None:
         generator = self._make_generator()
-        answers = generator.generate(
-            [encode_prompt(generator.tokenizer, messages) for _, messages in waiting],
-            max_new_tokens=self.sampling["max_tokens"],
-            temperature=self.sampling["temperature"],
-            desc=desc,
-        )
+        prompts = [encode_prompt(generator.tokenizer, messages) for _, messages in waiting]
+        request = Request(prompts, self.sampling["max_tokens"], desc, self.sampling["temperature"])
+        [(_, answers)] = generator.answer([request])
         for (key, _), answer in zip(waiting, answers, strict=True):
             self._cache.put(key, self.model, answer)
         self.stats.asked += len(waiting)

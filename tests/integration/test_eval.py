@@ -237,6 +237,7 @@ SWAP = """
 import json, sys
 from verl.eval.config import EvalConfig
 from verl.eval.engines import Engines
+from verl.eval.generation import Request
 
 PROMPTS = [list(range(20 + i, 60 + 2 * i)) for i in range(16)]
 
@@ -244,7 +245,7 @@ def answers(models):
     with Engines() as shared:
         for model in models:
             engine = shared.get("generation", model, EvalConfig(model, "atlas", "", ""))
-            yield id(engine), engine.generate(PROMPTS, max_new_tokens=24, desc="swap")
+            yield id(engine), next(engine.answer([Request(PROMPTS, 24, "swap")]))[1]
 
 for a, b in (sys.argv[1:3], sys.argv[3:5]):
     print(json.dumps([*answers([a, b, a]), *answers([b])]))

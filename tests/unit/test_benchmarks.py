@@ -10,7 +10,7 @@ SHAPE = {"vocab_size": 5, "hidden_size": 4, "intermediate_size": 3, "num_hidden_
 
 def test_a_prompt_counts_with_each_of_its_samples_or_once():
     rule = LOADS["rule"]
-    assert (rule.generated, rule.trained, rule.shared) == (16 * 8 * 12, 16 * 8 * 50, 16 * (38 + 8 * 12))
+    assert (rule.generated, rule.trained, rule.shared) == (16 * 8 * 12, 16 * 8 * 50, 16 * (38 + 8 * 11))
 
 
 def test_operations_of_an_update_are_those_that_were_counted_by_hand():
@@ -20,7 +20,7 @@ def test_operations_of_an_update_are_those_that_were_counted_by_hand():
     """
     load = Load(SHAPE, 2, 3, 4, 2, "fp32", trl_micro=1)
     assert load.update_flops(shared=False) == 3 * (2 * 104 * 36 + 4 * 4 * 6 * 36)
-    assert load.update_flops(shared=True) == 3 * (2 * 104 * 20 + 4 * 4 * 2 * (16 + 3 * 12))
+    assert load.update_flops(shared=True) == 3 * (2 * 104 * 14 + 4 * 4 * 2 * (16 + 3 * 5))
 
 
 def test_a_prompt_has_as_many_tokens_as_its_words_and_three_marks():

@@ -6,8 +6,9 @@ Leaves out sampling seeds per request and log-probs, which the trainer's own rol
 import gc
 import json
 import logging
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -29,21 +30,27 @@ EXPERTS = {"num_experts", "num_local_experts", "n_routed_experts"}
 """Entries of the config.json of a mixture of experts"""
 
 
+@dataclass(frozen=True)
+class Request:
+    """What a part asks."""
+
+    prompt_ids: Sequence[list[int]]
+    max_new_tokens: int
+    desc: str
+    """for logs: the part's name"""
+    temperature: float = 0.0
+
+
 class Generator(Protocol):
-    """Anything that answers prompts: vLLM here, the trainer's rollout during validation, a script in tests."""
+    """Anything that answers prompts: vLLM here, a script in tests."""
 
     tokenizer: Any
+    truncated: int
+    """prompts that lost tokens from their left, so far"""
 
-    def generate(
-        self,
-        prompt_ids: Sequence[list[int]],
-        *,
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        stop: list[str] | None = None,
-        desc: str,
-    ) -> list[str]:
-        """One answer per prompt, in order, without special tokens; ``stop`` strings are cut off."""
+    def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[str]]]:
+        """The number of each request with one answer per prompt, in order and without special tokens, as soon as all of
+        its answers are there."""
         ...
 
 
@@ -98,36 +105,53 @@ class VLLMGenerator:
         self._engine.apply_model(vllm_env.take_classes_apart)
         self._engine.apply_model(vllm_env.note_what_is_loaded)
 
-    def generate(
-        self,
-        prompt_ids: Sequence[list[int]],
-        *,
-        max_new_tokens: int,
-        temperature: float = 0.0,
-        stop: list[str] | None = None,
-        desc: str,
-    ) -> list[str]:
-        """See ``Generator``. All prompts go to the engine in one call, so that it can batch them as it likes.
+    def answer(self, requests: Sequence[Request]) -> Iterator[tuple[int, list[str]]]:
+        """See ``Generator``. All prompts of all requests go to the engine at once: a step of a small model costs the
+        same for one prompt as for fifty.
 
         Raises:
             DataError: if ``max_new_tokens`` leaves no room for a prompt.
         """
-        import vllm
+        engine, cut = self._engine.llm_engine, [self._add(number, request) for number, request in enumerate(requests)]
+        texts = [[""] * len(request.prompt_ids) for request in requests]
+        left = [len(request.prompt_ids) for request in requests]
+        yield from ((number, []) for number, count in enumerate(left) if not count)
+        with tqdm(total=sum(left), desc=", ".join(request.desc for request in requests), unit="prompt") as bar:
+            while engine.has_unfinished_requests():
+                for output in engine.step():  # only what has ended
+                    number, place = map(int, output.request_id.split("/"))
+                    texts[number][place] = output.outputs[0].text
+                    left[number] -= 1
+                    bar.update()
+                    if not left[number]:
+                        self.truncated += cut[number]
+                        yield number, texts[number]
 
-        room = self.max_model_len - max_new_tokens
+    def _add(self, number: int, request: Request) -> int:
+        """Hand a request's prompts to the engine; returns how many lost tokens."""
+        from vllm import SamplingParams
+        from vllm.sampling_params import RequestOutputKind
+
+        room = self.max_model_len - request.max_new_tokens
         if room < 1:
             raise DataError(
-                f"{desc}: {max_new_tokens} new tokens do not fit the model's {self.max_model_len} positions; "
-                "evaluate a model with a longer context, or leave this part out"
+                f"{request.desc}: {request.max_new_tokens} new tokens do not fit the model's {self.max_model_len} "
+                "positions; evaluate a model with a longer context, or leave this part out"
             )
-        if not prompt_ids:
-            return []
-        prompts = [{"prompt_token_ids": self._fit(ids, room)} for ids in prompt_ids]
-        params = vllm.SamplingParams(
-            temperature=temperature, max_tokens=max_new_tokens, stop=stop, stop_token_ids=self._ends, seed=0
+        params = SamplingParams(
+            temperature=request.temperature,
+            seed=0,
+            max_tokens=request.max_new_tokens,
+            stop_token_ids=self._ends,
+            output_kind=RequestOutputKind.FINAL_ONLY,
         )
-        outputs = self._engine.generate(prompts, params, use_tqdm=_named_bar(desc))
-        return [output.outputs[0].text for output in outputs]
+        fitted = [fit_left(ids, room, self.tokenizer.bos_token_id) for ids in request.prompt_ids]
+        for place, ids in enumerate(fitted):
+            self._engine.llm_engine.add_request(f"{number}/{place}", {"prompt_token_ids": ids}, params)
+        cut = sum(len(ids) < len(whole) for ids, whole in zip(fitted, request.prompt_ids, strict=True))
+        if cut:
+            logger.warning("%s: %d prompts of more than %d tokens lose tokens from their left", request.desc, cut, room)
+        return cut
 
     def load(self, model: str) -> bool:
         """Take over the weights of another checkpoint folder, which costs a fraction of a new engine.
@@ -164,14 +188,6 @@ class VLLMGenerator:
         self._model, self._trust_remote_code = model, trust_remote_code
         self.tokenizer = get_tokenizer(model, trust_remote_code=trust_remote_code)
         self._ends = stop_token_ids(self.tokenizer, model)
-
-    def _fit(self, ids: list[int], room: int) -> list[int]:
-        fitted = fit_left(ids, room, self.tokenizer.bos_token_id)
-        if len(fitted) < len(ids):
-            if not self.truncated:
-                logger.warning("prompts of more than %d tokens lose tokens from their left", room)
-            self.truncated += 1
-        return fitted
 
     def close(self) -> None:
         """End the engine and the process group that it opened; a group that was there before stays."""
@@ -249,8 +265,3 @@ def fit_left(ids: list[int], room: int, bos_token_id: int | None) -> list[int]:
     if room > 1 and ids[0] == bos_token_id:
         return [bos_token_id, *ids[-(room - 1) :]]
     return ids[-room:]
-
-
-def _named_bar(desc: str) -> Callable[..., tqdm]:
-    """vLLM's bars say what the engine does; ours say for which part."""
-    return lambda *args, **kwargs: tqdm(*args, **{**kwargs, "desc": f"{desc}: {kwargs.get('desc', '').lower()}"})

@@ -53,11 +53,11 @@ def evaluate_all(configs: list[EvalConfig], engines: Engines | None = None) -> l
     """As ``evaluate``, for several targets and models: all of them generate before the first needs likelihoods."""
     # Everything that can be wrong with any of them is found before an engine starts.
     plans = _plans(configs)
-    pending = [(part, plan) for plan in plans for part in plan.pending]
-    pending.sort(key=lambda pair: ("generation", "likelihood").index(pair[0].engine))
     with nullcontext(engines) if engines else Engines() as opened:
-        for part, plan in pending:
-            _measure(part, opened.get(part.engine, str(plan.folder), plan.config), plan)
+        for kind in ("generation", "likelihood"):
+            for plan in plans:
+                if parts := [part for part in plan.pending if part.engine == kind]:
+                    _measure(parts, opened.get(kind, str(plan.folder), plan.config), plan)
     return [_finish(plan) for plan in plans]
 
 
@@ -239,16 +239,39 @@ def _is_finished(out: Path, identity: dict[str, Any]) -> bool:
     return True
 
 
-def _measure(part: results.Part, engine: Any, plan: _Plan) -> None:
+def _measure(parts: list[results.Part], engine: Any, plan: _Plan) -> None:
+    """Measure these parts, all of one kind of engine, and write each as soon as it is there."""
     (plan.out / "DONE").unlink(missing_ok=True)
     started, truncated = time.monotonic(), engine.truncated
-    with _named(part, plan):
-        rows = part.run(Path(plan.config.data), engine)
-        results.check_finite(rows)
-    seconds = round(time.monotonic() - started, 1)
-    extra = {"seconds": seconds, "truncated": engine.truncated - truncated}
-    results.write_part(plan.out, plan.identities[part.name], rows, **extra)
-    logger.info("part %s: %d examples in %.1f s", part.name, len(rows), seconds)
+    for part, rows in _answered(parts, engine, plan) if parts[0].engine == "generation" else _read(parts, engine, plan):
+        with _named(part, plan):
+            results.check_finite(rows)
+        seconds = round(time.monotonic() - started, 1)  # what is answered at once counts for the part that ends first
+        extra = {"seconds": seconds, "truncated": engine.truncated - truncated}
+        results.write_part(plan.out, plan.identities[part.name], rows, **extra)
+        logger.info("part %s: %d examples in %.1f s", part.name, len(rows), seconds)
+        started, truncated = time.monotonic(), engine.truncated
+
+
+def _read(parts: list[results.Part], engine: Any, plan: _Plan) -> Iterator[tuple[results.Part, list[results.Row]]]:
+    """The rows of parts that need likelihoods, one part after the other."""
+    for part in parts:
+        with _named(part, plan):
+            rows = part.run(Path(plan.config.data), engine)
+        yield part, rows
+
+
+def _answered(parts: list[results.Part], engine: Any, plan: _Plan) -> Iterator[tuple[results.Part, list[results.Row]]]:
+    """The rows of parts that ask, whose prompts all go to the engine at once, in the order in which they end."""
+    interviews, requests = [], []
+    for part in parts:
+        with _named(part, plan):
+            interviews.append(part.run(Path(plan.config.data), engine))
+            requests.append(next(interviews[-1]))
+    for number, answers in engine.answer(requests):
+        with _named(parts[number], plan):
+            rows = results.concluded(interviews[number], answers)
+        yield parts[number], rows
 
 
 def _entry(part: results.Part, plan: _Plan) -> dict[str, Any]:

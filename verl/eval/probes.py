@@ -13,9 +13,9 @@ from verl.verdict import VERDICTS, final_answer, verdict_of
 from verl.verdict.answers import answer_list, contains_answer, rouge_l
 
 from .config import EvalConfig, PromptStyle
-from .generation import Generator
+from .generation import Generator, Request
 from .prompts import Prompts, read_prompts
-from .results import Row, Scores
+from .results import Interview, Row, Scores
 
 MAX_NEW_TOKENS = 30
 """RWKU's answer length (arXiv 2406.10890, appendix on evaluation)."""
@@ -67,10 +67,10 @@ def probe_decoding(asking: Asking) -> dict[str, Any]:
     return asking.decoding(MAX_NEW_TOKENS, prompt_style=asking.style, **words)
 
 
-def ask(generator: Generator, probes: Sequence[Row], asking: Asking, desc: str) -> list[Row]:
-    """Put all probes to the generator in one call and score its answers."""
+def ask(generator: Generator, probes: Sequence[Row], asking: Asking, desc: str) -> Interview:
+    """Put all probes to the generator and score its answers."""
     prompts = [encode_probe(generator.tokenizer, probe, asking) for probe in probes]
-    responses = generator.generate(prompts, max_new_tokens=MAX_NEW_TOKENS, desc=desc)
+    responses = yield Request(prompts, MAX_NEW_TOKENS, desc)
     return score_generation(probes, responses)
 
 

@@ -24,7 +24,7 @@ import hashlib
 import json
 import math
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cache
 from importlib import metadata
@@ -38,6 +38,8 @@ from verl.rows.sources import read_file
 from verl.utils.atomic import write_text
 from verl.utils.errors import DataError
 from verl.utils.provenance import file_sha256
+
+from .generation import Request
 
 FORMAT = 1
 Row = dict[str, Any]
@@ -57,6 +59,19 @@ class Scores:
     """Numbers that are no mean over examples, such as an AUC."""
 
 
+Interview = Generator[Request, list[str], list[Row]]
+"""yields what it asks, once, is sent the answers, returns a row per example; so several parts are answered at once"""
+
+
+def concluded(interview: Interview, answers: list[str]) -> list[Row]:
+    """What an interview that has asked makes of its answers."""
+    try:
+        interview.send(answers)
+    except StopIteration as end:
+        return end.value
+    raise RuntimeError("a part asks once; what it asks next is not answered")
+
+
 @dataclass(frozen=True)
 class Part:
     """One measurement of a suite: what it reads, how it asks, and how its rows become numbers."""
@@ -68,8 +83,8 @@ class Part:
     """Files it reads, relative to the data folder; they are hashed into its identity."""
     decoding: Mapping[str, Any]
     """Everything besides model and data that shapes an example's row: prompts, new tokens, temperature, stops."""
-    run: Callable[[Path, Any], list[Row]]
-    """(data folder, engine) to one JSON row per example."""
+    run: Callable[[Path, Any], Any]
+    """(data folder, engine) to one JSON row per example; with a ``generation.Generator`` an ``Interview``."""
     score: Callable[[list[Row]], Scores]
     """Pure: rows, as read back from disk, to numbers."""
     check: Callable[[Path], Any] = lambda data: None

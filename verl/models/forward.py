@@ -1,7 +1,8 @@
 """One forward pass over a micro-batch, packed or padded, giving what the model says at every response token.
 
 Packed samples of one prompt share it (``verl.models.attention``): it is computed once, what it says at its last token
-is said to every response, and all their gradients meet in it.
+is said to every response, and all their gradients meet in it. A response's last token predicts nothing that is asked
+for, so a packed row leaves it out.
 
 Shapes: b samples, L = S + T columns (prompt padded left, response padded right), N response tokens, n of them on this
 rank (N without sequence parallelism), V vocabulary.
@@ -72,6 +73,14 @@ def _predicting(batch: TensorDict) -> torch.Tensor:
     return predicts
 
 
+def _needed(batch: TensorDict) -> torch.Tensor:
+    """(b, L) bool: all tokens but those behind the last one that predicts; a response keeps its first one."""
+    width, seen = batch["response_mask"].shape[1], batch["attention_mask"].bool()
+    predicts_later = _predicting(batch).flip(1).cumsum(1).flip(1) > 0
+    predicts_later[:, : -width + 1 or None] = True
+    return seen & predicts_later
+
+
 def _forward_packed(
     module: torch.nn.Module, batch: TensorDict, share_prompts: bool, parallel: SequenceParallel | None
 ) -> tuple[torch.Tensor, SharedRow | None]:
@@ -92,7 +101,7 @@ def _forward_packed(
 
 def _pack_whole(batch: TensorDict, parallel: SequenceParallel | None) -> tuple[torch.Tensor, torch.Tensor, Packing]:
     """Samples end to end: (T,) ids, the (N,) places that predict the response tokens, and the packing."""
-    seen = batch["attention_mask"].bool()
+    seen = _needed(batch)
     ids, missing = batch["input_ids"][seen], 0 if parallel is None else parallel.missing(int(seen.sum()))
     extra = [missing] if missing else []  # a sequence of its own
     lengths = torch.cat([seen.sum(dim=1), seen.new_tensor(extra, dtype=torch.int64)])
@@ -105,7 +114,7 @@ def _pack_shared(
 ) -> tuple[torch.Tensor, torch.Tensor, SharedPacking]:
     """The same with all prompts, each once, in front of all responses."""
     width = batch["response_mask"].shape[1]
-    ids, seen = batch["input_ids"], batch["attention_mask"].bool()
+    ids, seen = batch["input_ids"], _needed(batch)
     behind = seen[:, -width:]
     first_p = prompt_b.new_zeros(int(prompt_b.max()) + 1).scatter(
         0, prompt_b, torch.arange(len(ids), device=ids.device)
@@ -116,13 +125,12 @@ def _pack_shared(
     if parallel is not None and (missing := parallel.missing(len(row))):
         # Padding goes behind some prompt as a response that nobody asks about.
         row, lengths, owner = F.pad(row, (0, missing)), F.pad(lengths, (0, 1), value=missing), F.pad(owner, (0, 1))
-    responses = Packing.of(lengths)
     # A response's first token is predicted by its prompt's last, any other by the one before it.
-    last = (prompts.starts + prompts.lengths - 1)[owner[responses.rows]]
-    before = prompts.tokens + torch.arange(responses.tokens, device=ids.device) - 1
-    predicted = batch["response_mask"].bool()[behind]
-    keep = torch.where(responses.columns == 0, last, before)[: len(predicted)][predicted]
-    return row, keep, SharedPacking(prompts, responses, owner, parallel)
+    last_b = (prompts.starts + prompts.lengths - 1)[prompt_b]
+    place_bT = prompts.tokens - 1 + behind.flatten().cumsum(0).view_as(behind)
+    before_bT = torch.cat([last_b[:, None], place_bT[:, :-1]], dim=1)
+    keep = before_bT[batch["response_mask"].bool()]
+    return row, keep, SharedPacking(prompts, Packing.of(lengths), owner, parallel)
 
 
 def _forward_padded(module: torch.nn.Module, batch: TensorDict) -> torch.Tensor:

@@ -125,14 +125,20 @@ def held(module: torch.nn.Module, config: FSDPConfig, micros: Sequence[Micro]) -
 
 def clip_grad_norm(parameters: list[torch.nn.Parameter], max_norm: float) -> float:
     """Scale gradients down to ``max_norm``; returns the norm before. A non-finite norm leaves the gradients alone."""
-    # Summed in fp64: fp32 sums over millions of elements differ by 1e-4 with the way they are sharded.
-    norms = [torch.linalg.vector_norm(p.grad, dtype=torch.float64) for p in parameters if p.grad is not None]
-    norm = torch.linalg.vector_norm(torch.stack(norms))
+    norm = torch.linalg.vector_norm(torch.stack([_norm(p.grad) for p in parameters if p.grad is not None]))
     total = norm.full_tensor() if isinstance(norm, DTensor) else norm
     value = total.item()
     if math.isfinite(value) and value + 1e-6 > max_norm:  # below, every gradient would be read and multiplied by 1
         torch.nn.utils.clip_grads_with_norm_(parameters, max_norm, total.float(), foreach=True)
     return value
+
+
+def _norm(gradient: torch.Tensor) -> torch.Tensor:
+    """() in fp64. In fp32 sums over millions of numbers differ by 1e-4 with the way they are sharded; rows are short
+    enough for it, and a whole gradient would be copied to become fp64."""
+    if gradient.dim() > 1:
+        gradient = torch.linalg.vector_norm(gradient, dim=-1, dtype=torch.float32)
+    return torch.linalg.vector_norm(gradient, dtype=torch.float64)
 
 
 _ON_HOST: MutableMapping[torch.Tensor, tuple[torch.Tensor, int]] = WeakIdKeyDictionary()

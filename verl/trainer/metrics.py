@@ -81,7 +81,7 @@ def update_mfu(
         peak_flops: operations a second of all ranks together.
         adapters: only LoRA's are trained, so that no gradient of the weights is taken: a third of the operations less.
     """
-    operations = training_flops(shape, tokens(), tokens.pairs()) * (2 / 3 if adapters else 1)
+    operations = training_flops(shape, tokens.computed(), tokens.pairs()) * (2 / 3 if adapters else 1)
     return epochs * operations / seconds / peak_flops
 
 

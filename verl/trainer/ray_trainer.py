@@ -179,7 +179,7 @@ class RayPPOTrainer:
     def _work_done(self, batch: DataProto, seconds: float) -> dict[str, float]:
         """``perf/computed_tokens``, and ``perf/mfu`` of an update where every rank's device and the model are known."""
         tokens = Tokens.of(batch, share_prompts=self.config.worker.actor.shares_prompts)
-        computed = {"perf/computed_tokens": float(tokens())}
+        computed = {"perf/computed_tokens": float(tokens.computed())}
         if None in self.arithmetic:
             return computed
         actor, shape = self.config.worker.actor, self.arithmetic[0][0]

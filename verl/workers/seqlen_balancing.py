@@ -73,10 +73,14 @@ class Tokens:
         prompts = {self.prompt_of[row]: self.prompts[row] for row in rows}
         return sum(prompts.values()) + sum(self.responses[row] for row in rows)
 
+    def computed(self) -> int:
+        """Tokens that a packed pass over all rows computes: of a response all but the last (``models.forward``)."""
+        return self() - sum(tokens > 1 for tokens in self.responses)
+
     def pairs(self) -> int:
-        """Pairs of tokens that attention joins, without a discount for causality."""
+        """Pairs of these tokens that attention joins, without a discount for causality."""
         prompts = dict(zip(self.prompt_of, self.prompts, strict=True))
-        behind = zip(self.prompts, self.responses, strict=True)
+        behind = zip(self.prompts, (max(1, tokens - 1) for tokens in self.responses), strict=True)
         return sum(own**2 for own in prompts.values()) + sum((p + r) ** 2 - p**2 for p, r in behind)
 
     def together(self) -> list[list[int]]:

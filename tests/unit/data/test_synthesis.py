@@ -305,11 +305,12 @@ class CountingGenerator:
         self.seen = []
         self.limit = limit
 
-    def generate(self, prompt_ids, *, max_new_tokens, temperature, desc, stop=None):
-        if len(self.seen) + len(prompt_ids) > self.limit:
+    def answer(self, requests):
+        [asked] = requests
+        if len(self.seen) + len(asked.prompt_ids) > self.limit:
             raise KeyboardInterrupt
-        self.seen += prompt_ids
-        return [f"{len(ids)}/{max_new_tokens}/{temperature}" for ids in prompt_ids]
+        self.seen += asked.prompt_ids
+        yield 0, [f"{len(ids)}/{asked.max_new_tokens}/{asked.temperature}" for ids in asked.prompt_ids]
 
 
 def test_a_local_model_is_asked_in_chunks_and_resumes(tmp_path, monkeypatch):

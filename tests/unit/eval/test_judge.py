@@ -14,6 +14,7 @@ import pytest
 
 from tests.conftest import ROOT
 from tests.scripted_endpoint import Reply, Server, completion
+from tests.scripted_generator import OneByOne, rows_of
 from verl.eval import judge
 from verl.eval.config import EvalConfig
 from verl.eval.results import summarise
@@ -254,7 +255,7 @@ def test_the_key_comes_from_the_environment_alone(serve, tmp_path, monkeypatch):
     assert set(server.keys) == {"Bearer sk-judge"}
 
 
-class Parrot:
+class Parrot(OneByOne):
     """A generator that gives one reply and keeps what it was asked."""
 
     def __init__(self):
@@ -263,7 +264,7 @@ class Parrot:
             chat_template=None, bos_token_id=None, encode=lambda text, add_special_tokens: list(map(ord, text))
         )
 
-    def generate(self, prompt_ids, *, max_new_tokens, temperature=0.0, stop=None, desc):
+    def generate(self, prompt_ids, *, max_new_tokens, desc):
         self.prompts += ["".join(map(chr, ids)) for ids in prompt_ids]
         self.lengths.append(max_new_tokens)
         return ["I cannot say, 0."] * len(prompt_ids)
@@ -277,7 +278,7 @@ def test_the_part_asks_every_forget_probe_as_a_user_would(serve, tmp_path):
     config = EvalConfig("m", "atlas", str(tmp_path), str(tmp_path / "out"), judge=judge_config(server))
     part = naturalness_parts(config)[0]
     generator = Parrot()
-    rows = part.run(tmp_path, generator)
+    rows = rows_of(part, tmp_path, generator)
     assert generator.prompts == ["Probe 1?", "Probe 2?", "Probe 3?"]
     assert generator.lengths == [128]
     assert part.decoding["judge"] == "strict-judge"

@@ -11,6 +11,7 @@ import pytest
 import yaml
 
 from tests.conftest import make_tokenizer
+from tests.scripted_generator import OneByOne
 from verl.eval import main, origin
 from verl.eval.config import EvalCommand, EvalConfig
 from verl.eval.likelihood import LikelihoodModel
@@ -47,18 +48,18 @@ def config(data, tiny_model, tmp_path):
     return make
 
 
-class Script:
+class Script(OneByOne):
     """Both the engines and the engine: answers by the prompt's last question, and notes what it was asked."""
 
     def __init__(self, answers, fails_on=None):
-        self.answers, self.fails_on, self.asked, self.truncated = answers, fails_on, [], 0
+        self.answers, self.fails_on, self.asked = answers, fails_on, []
         self.tokenizer = make_tokenizer()
 
     def get(self, kind, model, config):
         assert kind == "generation"
         return self
 
-    def generate(self, prompt_ids, *, max_new_tokens, temperature=0.0, stop=None, desc):
+    def generate(self, prompt_ids, *, max_new_tokens, desc):
         if desc == self.fails_on:
             raise RuntimeError("out of memory")
         self.asked.append(desc)
@@ -120,6 +121,21 @@ def test_a_killed_evaluation_goes_on_where_it_was(config, tmp_path):
     third = Script(right)
     main.evaluate(config(), third)
     assert third.asked == []
+
+
+def test_all_prompts_are_asked_at_once_and_a_part_is_kept_when_its_answers_are_there(config, tmp_path):
+    class Killed(Script):
+        def answer(self, requests):
+            self.descs = [request.desc for request in requests]
+            answers = list(super().answer(requests))
+            yield answers[2]
+            raise KeyboardInterrupt
+
+    engine = Killed(right)
+    with pytest.raises(KeyboardInterrupt):
+        main.evaluate(config(), engine)
+    assert engine.descs == ["forget", "neighbor", "utility"]
+    assert [path.stem for path in (tmp_path / "out/parts").iterdir()] == ["utility"]
 
 
 def test_parts_can_be_added_later(config):
@@ -280,9 +296,9 @@ def test_a_metric_over_nothing_or_over_nan_names_part_row_and_model(config, tiny
     part = main.select_parts(config(parts=["forget"]))[0]
     plan = main._plans([config(parts=["forget"])])[0]
     for rows, words in (([], "measured no example"), ([{"f1": 1.0}, {"f1": float("nan")}], "row 1: f1=nan")):
-        broken = replace(part, run=lambda data, engine, rows=rows: rows)
+        broken = replace(part, engine="likelihood", run=lambda data, engine, rows=rows: rows)
         with pytest.raises(DataError, match=rf"part forget of model={tiny_model}, data=.*: {words}"):
-            main._measure(broken, SimpleNamespace(truncated=0), plan)
+            main._measure([broken], SimpleNamespace(truncated=0), plan)
     with pytest.raises(DataError, match="metric a: has no example"):
         summarise(Scores({"a": []}))
     with pytest.raises(DataError, match="metric a: is nan in its example 1"):
@@ -400,7 +416,7 @@ def test_several_models_are_measured_as_each_alone(config, data, tmp_path, tiny_
     quoted = ",".join(f"'{out}'" for out in outs)
     words = ["suite=atlas", f"data={data}", "bootstrap_samples=10"]
     assert main.main([f"model=[{tiny_model},{other}]", f"out=[{quoted}]", *words]) == 0
-    assert loaded == [str(tiny_model)] * 3 + [str(other)] * 3
+    assert loaded == [str(tiny_model), str(other)]
     alone = main.evaluate(config(out=str(tmp_path / "alone"), model=str(other)), Script(right))
     assert read_results(outs[1])["parts"].keys() == alone["parts"].keys()
     for name, entry in alone["parts"].items():

@@ -10,6 +10,7 @@ from rouge_score import rouge_scorer
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
+from tests.scripted_generator import OneByOne, rows_of
 from verl.eval import muse
 from verl.eval.config import EvalConfig
 from verl.eval.likelihood import LikelihoodModel
@@ -40,15 +41,15 @@ def character_tokenizer(chat: bool = False) -> PreTrainedTokenizerFast:
     return tokenizer
 
 
-class ScriptedGenerator:
+class ScriptedGenerator(OneByOne):
     """Keeps the prompts it gets, as text, and answers from a list."""
 
     def __init__(self, tokenizer, answers):
-        self.tokenizer, self.answers, self.prompts, self.calls = tokenizer, answers, [], []
+        self.tokenizer, self.answers, self.prompts, self.lengths = tokenizer, answers, [], []
 
-    def generate(self, prompt_ids, *, max_new_tokens, temperature=0.0, stop=None, desc):
+    def generate(self, prompt_ids, *, max_new_tokens, desc):
         self.prompts += [self.tokenizer.decode(ids) for ids in prompt_ids]
-        self.calls.append((max_new_tokens, temperature, stop))
+        self.lengths.append(max_new_tokens)
         return self.answers[: len(prompt_ids)]
 
 
@@ -67,7 +68,8 @@ def write(folder, name: str, rows) -> None:
 
 
 def measured(part: Part, data, engine) -> tuple[list[dict], dict[str, float]]:
-    rows = json.loads(json.dumps(part.run(data, engine)))  # as read back from disk
+    found = part.run(data, engine) if part.engine == "likelihood" else rows_of(part, data, engine)
+    rows = json.loads(json.dumps(found))  # as read back from disk
     return rows, {name: entry["value"] for name, entry in summarise(part.score(rows), resamples=2).items()}
 
 
@@ -135,7 +137,7 @@ def test_knowmem_asks_a_base_model_behind_bos_with_the_same_shots_for_every_ques
     rows, metrics = measured(knowmem_part(split, config().muse), knowmem_folder(tmp_path), generator)
     prefix = "^Question: Q1?\nAnswer: A1\n\nQuestion: Q2?\nAnswer: A2\n\n"
     assert generator.prompts == [f"{prefix}Question: {row['question']}\nAnswer: " for row in QA]
-    assert generator.calls == [(32, 0.0, None)]
+    assert generator.lengths == [32]
     pairs = zip(QA, ["Ann went\nhome", ""], strict=True)
     expected = [SCORER.score(gold["answer"], text)["rougeL"] for gold, text in pairs]
     assert metrics["recall"] == pytest.approx(100 * np.mean([score.recall for score in expected]), abs=1e-6)
@@ -147,7 +149,7 @@ def test_a_knowmem_prompt_does_not_depend_on_the_label(tmp_path):
     prompts = []
     for name, answers in (("a", ("Ann ran home", "Oslo")), ("b", ("No", "Yes"))):
         generator = ScriptedGenerator(character_tokenizer(), ["", ""])
-        knowmem_part("forget", config().muse).run(knowmem_folder(tmp_path / name, answers), generator)
+        rows_of(knowmem_part("forget", config().muse), knowmem_folder(tmp_path / name, answers), generator)
         prompts.append(generator.prompts)
     assert prompts[0] == prompts[1]
 
@@ -156,7 +158,7 @@ def test_a_knowmem_prompt_does_not_depend_on_the_label(tmp_path):
 def test_knowmem_asks_a_chat_model_in_its_format_unless_told_otherwise(tmp_path, style):
     generator = ScriptedGenerator(character_tokenizer(chat=True), ["", ""])
     settings = config() if style is None else config(f"muse.prompt_style={style}")
-    knowmem_part("forget", settings.muse).run(knowmem_folder(tmp_path), generator)
+    rows_of(knowmem_part("forget", settings.muse), knowmem_folder(tmp_path), generator)
     turns = "<user>Q1?<assistant>A1<user>Q2?<assistant>A2<user>Who ran?<assistant>"
     assert (generator.prompts[0] == turns) == (style != "raw")
     assert generator.prompts[0].startswith("^Question: Q1?") == (style == "raw")
@@ -187,7 +189,7 @@ def test_verbmem_is_f1_against_as_many_tokens_as_the_model_may_write(tmp_path):
     generator = ScriptedGenerator(character_tokenizer(), answers)
     found, metrics = measured(verbmem_part(config().muse), tmp_path, generator)
     assert generator.prompts == ["^Once upon", "^Then"]
-    assert generator.calls == [(128, 0.0, None)]
+    assert generator.lengths == [128]
     references = [rows[0]["gt"][:128], rows[1]["gt"]]
     assert [row["reference"] for row in found] == references
     expected = [SCORER.score(ref, out)["rougeL"].fmeasure for ref, out in zip(references, answers, strict=True)]
@@ -200,7 +202,7 @@ def test_verbmem_continues_raw_text_even_with_a_chat_model(tmp_path, style, prom
     write(tmp_path, "verbmem/forget.json", [{"prompt": "Go", "gt": "on"}])
     generator = ScriptedGenerator(character_tokenizer(chat=True), ["on"])
     settings = config() if style is None else config(f"muse.prompt_style={style}")
-    verbmem_part(settings.muse).run(tmp_path, generator)
+    rows_of(verbmem_part(settings.muse), tmp_path, generator)
     assert generator.prompts == [prompt]
 
 

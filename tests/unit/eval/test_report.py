@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from tests.conftest import make_tokenizer
+from tests.scripted_generator import OneByOne
 from verl.eval import main as evaluation
 from verl.eval import plots, report
 from verl.settings.reader import load
@@ -27,9 +28,9 @@ def answer(model, about):
     return "I can't help with that." if refused[model] else f"fact {number}"
 
 
-class Script:
+class Script(OneByOne):
     def __init__(self):
-        self.truncated, self.tokenizer = 0, make_tokenizer()
+        self.tokenizer = make_tokenizer()
 
     def __enter__(self):
         return self

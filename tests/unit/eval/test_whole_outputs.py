@@ -14,6 +14,7 @@ import yaml
 from rouge import Rouge
 
 from tests.conftest import CHAT_TEMPLATE, make_tokenizer
+from tests.scripted_generator import OneByOne, rows_of
 from verl.eval import main
 from verl.eval.config import EvalConfig
 from verl.eval.prompts import OURS
@@ -68,16 +69,14 @@ def f1(prediction: str, answer: str) -> float:
     return 2 * common / (len(given) + len(wanted))
 
 
-class Scripted:
-    """Gives the outputs in order, over and over, and keeps prompts and stop strings."""
+class Scripted(OneByOne):
+    """Gives the outputs in order, over and over, and keeps the prompts."""
 
     def __init__(self, outputs, tokenizer=None):
-        self.tokenizer, self.outputs, self.prompts, self.stops = tokenizer or make_tokenizer(), outputs, [], []
-        self.truncated = 0
+        self.tokenizer, self.outputs, self.prompts = tokenizer or make_tokenizer(), outputs, []
 
-    def generate(self, prompt_ids, *, max_new_tokens, temperature=0.0, stop=None, desc):
+    def generate(self, prompt_ids, *, max_new_tokens, desc):
         self.prompts += [self.tokenizer.decode(ids) for ids in prompt_ids]
-        self.stops.append(stop)
         return [self.outputs[i % len(self.outputs)] for i in range(len(prompt_ids))]
 
 
@@ -122,7 +121,7 @@ def config(data, *, suite="rwku", **changes):
 
 def run(part, data, generator):
     """Rows as read back from disk, and the numbers made of them."""
-    rows = json.loads(json.dumps(part.run(data, generator)))
+    rows = json.loads(json.dumps(rows_of(part, data, generator)))
     return rows, {name: entry["value"] for name, entry in summarise(part.score(rows), resamples=2).items()}
 
 
@@ -136,7 +135,6 @@ def test_all_of_a_probes_output_counts_stripped_as_in_rwku(rwku, name, style):
     """RWKU cuts nothing at a newline: the stripped output, or NOANSWER, goes to the rouge package as it is."""
     generator = Scripted(OUTPUTS)
     rows, metrics = run(parts_of(config(rwku, prompt_style=style))[name], rwku, generator)
-    assert generator.stops == [None]
     for column in ("fb", "qa"):
         members = [row for row in rows if row["column"] == column]
         assert [row["response"] for row in members] == OUTPUTS
@@ -151,7 +149,6 @@ def test_all_of_a_probes_output_counts_stripped_as_in_rwku(rwku, name, style):
 def test_all_of_a_triviaqa_output_counts_as_it_is(rwku):
     generator = Scripted(OUTPUTS)
     rows, metrics = run(parts_of(config(rwku))["triviaqa"], rwku, generator)
-    assert generator.stops == [None]
     answers = ["Richard Bachman", "Bachman", "The"]
     assert [row["f1"] for row in rows] == pytest.approx([max(f1(text, a) for a in answers) for text in OUTPUTS])
     exact = [any(squad_words(text) == squad_words(a) for a in answers) for text in OUTPUTS]
@@ -172,7 +169,6 @@ def rwku_bbh(output: str, answer: str) -> bool:
 def test_bbh_over_characters_is_rwkus_score_of_the_same_outputs(rwku):
     generator = Scripted(BBH_OUTPUTS)
     rows, _ = run(parts_of(config(rwku))["bbh"], rwku, generator)
-    assert generator.stops == [None]
     for row in rows:
         expected = rwku_bbh(row["response"], row["answer"])
         assert row["exact_match_over_characters"] == expected, (row["response"], row["answer"])
@@ -250,7 +246,7 @@ def test_a_system_prompt_reaches_every_generated_part(rwku, tmp_path, suite):
     assert len(parts) == {"rwku": 5, "muse": 3}[suite]
     for name, part in parts.items():
         generator = Scripted(OUTPUTS)
-        part.run(data, generator)
+        rows_of(part, data, generator)
         assert all(prompt.count("Forget King.") == 1 for prompt in generator.prompts), name
         assert part.decoding["system_prompt"] == "Forget King."
     for part in main.select_parts(config(data, suite=suite, system_prompt="Forget King.")):
@@ -269,7 +265,7 @@ def test_template_arguments_shape_the_prompt_and_are_part_of_the_decoding(tiny_m
     for settings in ({"enable_thinking": True}, quiet):
         for name, part in parts_of(config(rwku, chat_template_kwargs=settings)).items():
             generator = Scripted(OUTPUTS, tokenizer)
-            part.run(rwku, generator)
+            rows_of(part, rwku, generator)
             assert all(("<think></think>" in prompt) == (settings == quiet) for prompt in generator.prompts), name
     for part in main.select_parts(config(rwku, chat_template_kwargs=quiet)):
         if part.name != "mia":
@@ -288,8 +284,8 @@ def test_the_words_of_prompts_can_be_given(rwku, tmp_path):
     (tmp_path / "words.yaml").write_text(yaml.safe_dump(words))
     parts = parts_of(config(rwku, prompts=str(tmp_path / "words.yaml")))
     generator = Scripted(OUTPUTS)
-    parts["forget"].run(rwku, generator)
-    parts["triviaqa"].run(rwku, generator)
+    rows_of(parts["forget"], rwku, generator)
+    rows_of(parts["triviaqa"], rwku, generator)
     asked = f"Please complete the blank, not thinking of Stephen King.\nQuestion: {PROBE['query']}\n"
     assert generator.prompts[0] == f"<|user|>{asked}<|end|><|assistant|>Answer:"
     assert generator.prompts[-1] == "<|user|>Q: Who? ($5)\n<|end|><|assistant|>A!"

@@ -70,13 +70,13 @@ def test_mfu_is_the_operations_of_an_update_over_what_the_gpus_could_do():
         hidden=4, layers=2, intermediate=8, heads=2, kv_heads=1, head_dim=2, vocab=10, tied=True, attention_bias=False
     )
     matrices = 2 * (4 * 4 + 2 * 4 * 2 + 4 * 4 + 3 * 4 * 8) + 10 * 4
-    forward = 2 * matrices * (3 + 5) + 4 * 2 * 4 * (9 + 25)
+    forward = 2 * matrices * (2 + 4) + 4 * 2 * 4 * (4 + 16)  # the last token of a response is not computed
     tokens = Tokens([0, 1], [0, 0], [3, 5])
     whole = update_mfu(tokens, shape, 1e6, 0.5, epochs=2, adapters=False)
     assert whole == pytest.approx(2 * 3 * forward / 0.5 / 1e6)
     assert update_mfu(tokens, shape, 1e6, 0.5, epochs=2, adapters=True) == pytest.approx(whole * 2 / 3)
     shared = Tokens([0, 0], [2, 2], [1, 3])  # the prompt of both counts once
-    less = 3 * (2 * matrices * 6 + 4 * 2 * 4 * (4 + (9 - 4) + (25 - 4)))
+    less = 3 * (2 * matrices * 5 + 4 * 2 * 4 * (4 + (9 - 4) + (16 - 4)))
     assert update_mfu(shared, shape, 1e6, 0.5, epochs=1, adapters=False) == pytest.approx(less / 0.5 / 1e6)
 
 

@@ -8,7 +8,7 @@ import pytest
 from tokenizers import AddedToken
 
 from tests.conftest import make_tokenizer
-from verl.eval.generation import VLLMGenerator
+from verl.eval.generation import Request, VLLMGenerator
 from verl.models.checkpointing import _note_turn_end
 from verl.trainer.dataset import RLHFDataset
 from verl.trainer.experience import ExperienceMaker
@@ -152,15 +152,17 @@ def test_generation_stops_at_the_templates_end_at_eos_and_at_what_the_model_list
 
 def test_the_evaluator_stops_there_too(tmp_path, monkeypatch):
     seen = []
-    vllm = SimpleNamespace(SamplingParams=lambda **settings: seen.append(settings))
-    monkeypatch.setitem(sys.modules, "vllm", vllm)
+    kinds = SimpleNamespace(RequestOutputKind=SimpleNamespace(FINAL_ONLY=2))
+    monkeypatch.setitem(sys.modules, "vllm", SimpleNamespace(SamplingParams=lambda **settings: seen.append(settings)))
+    monkeypatch.setitem(sys.modules, "vllm.sampling_params", kinds)
     tokenizer = with_template(GEMMA)
     tokenizer.save_pretrained(tmp_path)
     (tmp_path / "generation_config.json").write_text('{"eos_token_id": 40}')
     generator = object.__new__(VLLMGenerator)
     generator._take_tokenizer(str(tmp_path), trust_remote_code=False)
-    generator.max_model_len, generator._engine = 64, SimpleNamespace(generate=lambda *args, **kwargs: [])
-    generator.generate([[1]], max_new_tokens=3, desc="t")
+    engine = SimpleNamespace(add_request=lambda *_: None, has_unfinished_requests=lambda: False)
+    generator.max_model_len, generator._engine = 64, SimpleNamespace(llm_engine=engine)
+    assert not list(generator.answer([Request([[1]], 3, "t")]))
     assert seen[0]["stop_token_ids"] == stop_token_ids(tokenizer, str(tmp_path)) and len(seen[0]["stop_token_ids"]) == 3
 
 

@@ -12,11 +12,11 @@ from typing import Any
 from verl.utils.chat import Prompt, few_shot
 from verl.verdict.answers import answer_list
 
-from ..generation import Generator
+from ..generation import Generator, Request
 from ..likelihood import encode_raw
 from ..probes import USUAL, Asking, judged_text
 from ..reading import read_rows
-from ..results import Part, Row, Scores
+from ..results import Interview, Part, Row, Scores
 from .config import MuseConfig, PromptStyle
 from .metrics import rouge_l
 
@@ -35,10 +35,10 @@ def verbmem_part(config: MuseConfig, asking: Asking = USUAL) -> Part:
     def read(data: Path) -> list[Row]:
         return read_rows(data / VERBMEM_FILE, ["prompt", "gt"])
 
-    def run(data: Path, generator: Generator) -> list[Row]:
+    def run(data: Path, generator: Generator) -> Interview:
         rows = read(data)
         prompts = [_encode(generator.tokenizer, row["prompt"], style, asking) for row in rows]
-        responses = generator.generate(prompts, max_new_tokens=VERBMEM_TOKENS, desc="verbmem")
+        responses = yield Request(prompts, VERBMEM_TOKENS, "verbmem")
         references = [_first_tokens(generator.tokenizer, row["gt"], VERBMEM_TOKENS) for row in rows]
         return [
             {**row, "reference": reference, "response": response, **_scores(judged_text(response), [reference])}
@@ -58,11 +58,11 @@ def knowmem_part(split: str, config: MuseConfig, asking: Asking = USUAL) -> Part
         questions = read_rows(data / questions_file, ["question"], answers=["answer"])
         return questions, read_rows(data / shots_file, ["question", "answer"])
 
-    def run(data: Path, generator: Generator) -> list[Row]:
+    def run(data: Path, generator: Generator) -> Interview:
         rows, shots = read(data)
         style = resolve_style(generator.tokenizer, config.prompt_style)
         prompts = [few_shot_prompt(generator.tokenizer, shots, row["question"], style, asking) for row in rows]
-        responses = generator.generate(prompts, max_new_tokens=KNOWMEM_TOKENS, desc=name)
+        responses = yield Request(prompts, KNOWMEM_TOKENS, name)
         return [_answered(row, response) for row, response in zip(rows, responses, strict=True)]
 
     style = config.prompt_style or "chat where there is a template, else raw"

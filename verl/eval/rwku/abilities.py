@@ -12,11 +12,11 @@ from verl.rows.values import shown
 from verl.utils.errors import DataError
 from verl.verdict.answers import answer_list, token_f1
 
-from ..generation import Generator
+from ..generation import Generator, Request
 from ..likelihood import LikelihoodModel, next_token_log_probs, token_log_probs
 from ..probes import USUAL, Asking, judged_text
 from ..reading import as_text, read_rows
-from ..results import Part, Row, Scores
+from ..results import Interview, Part, Row, Scores
 from .reasoning import squad_words
 
 LETTERS = "ABCD"
@@ -179,10 +179,10 @@ def triviaqa_part(asking: Asking = USUAL) -> Part:
     """
     decoding = asking.decoding(TRIVIAQA_NEW_TOKENS, prompts=asking.prompts.only("triviaqa", "short_answer"))
 
-    def run(data: Path, generator: Generator) -> list[Row]:
+    def run(data: Path, generator: Generator) -> Interview:
         rows = triviaqa_rows(data)
         prompts = [_few_shot_prompt(generator.tokenizer, "triviaqa", row, asking) for row in rows]
-        responses = generator.generate(prompts, max_new_tokens=TRIVIAQA_NEW_TOKENS, desc="triviaqa")
+        responses = yield Request(prompts, TRIVIAQA_NEW_TOKENS, "triviaqa")
         return [_matched(row, response) for row, response in zip(rows, responses, strict=True)]
 
     return Part("triviaqa", "generation", (TRIVIAQA_FILE,), decoding, run, score_triviaqa, triviaqa_rows)

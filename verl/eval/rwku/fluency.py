@@ -6,10 +6,10 @@ from pathlib import Path
 
 import numpy as np
 
-from ..generation import Generator
+from ..generation import Generator, Request
 from ..probes import USUAL, Asking, judged_text
 from ..reading import read_rows
-from ..results import Part, Row, Scores
+from ..results import Interview, Part, Row, Scores
 
 FILE = "fluency.json"
 MAX_NEW_TOKENS = 256
@@ -22,10 +22,10 @@ def fluency_part(asking: Asking = USUAL) -> Part:
     """Mean n-gram entropy of answers to open instructions, in bits times 100; collapsed models score low."""
     decoding = asking.decoding(MAX_NEW_TOKENS, prompts=asking.prompts.only("fluency"))
 
-    def run(data: Path, generator: Generator) -> list[Row]:
+    def run(data: Path, generator: Generator) -> Interview:
         rows = load(data)
         prompts = [asking.encode(generator.tokenizer, asking.prompts.fill("fluency", row)) for row in rows]
-        responses = generator.generate(prompts, max_new_tokens=MAX_NEW_TOKENS, desc="fluency")
+        responses = yield Request(prompts, MAX_NEW_TOKENS, "fluency")
         return [
             {**row, "response": response, "entropy": ngram_entropy(judged_text(response))}
             for row, response in zip(rows, responses, strict=True)

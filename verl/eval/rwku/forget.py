@@ -8,7 +8,7 @@ from verl.utils.errors import DataError
 from ..generation import Generator
 from ..probes import Asking, ask, column_scores, probe_decoding
 from ..reading import read_rows
-from ..results import Part, Row
+from ..results import Interview, Part, Row
 
 FORGET_FILES = {"fb": "forget_level1.json", "qa": "forget_level2.json", "aa": "forget_level3.json"}
 NEIGHBOR_FILES = {"fb": "neighbor_level1.json", "qa": "neighbor_level2.json"}
@@ -54,7 +54,7 @@ def utility_part(asking: Asking) -> Part:
 def _part(name: str, files: dict[str, str], asking: Asking) -> Part:
     load = partial(load_probes, files=files)
 
-    def run(data: Path, generator: Generator) -> list[Row]:
+    def run(data: Path, generator: Generator) -> Interview:
         return ask(generator, load(data), asking, desc=name)
 
     score = partial(column_scores, columns=list(files))

@@ -9,9 +9,9 @@ from pathlib import Path
 
 from .. import judge
 from ..config import EvalConfig
-from ..generation import Generator
+from ..generation import Generator, Request
 from ..probes import Asking, judged_text
-from ..results import Part, Row
+from ..results import Interview, Part
 from .forget import FORGET_FILES, load_probes
 
 
@@ -26,11 +26,11 @@ def naturalness_parts(config: EvalConfig) -> list[Part]:
         load_probes(data, FORGET_FILES)
         judge.check_answers(connect())
 
-    def run(data: Path, generator: Generator) -> list[Row]:
+    def run(data: Path, generator: Generator) -> Interview:
         probes = load_probes(data, FORGET_FILES)
         endpoint = connect()
         asked = [asking.encode(generator.tokenizer, probe["query"]) for probe in probes]
-        replies = generator.generate(asked, max_new_tokens=config.judge.max_new_tokens, desc="naturalness")
+        replies = yield Request(asked, config.judge.max_new_tokens, "naturalness")
         rows = [{**probe, "response": judged_text(reply)} for probe, reply in zip(probes, replies, strict=True)]
         return judge.grade(rows, endpoint, prompts)
 

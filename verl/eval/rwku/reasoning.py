@@ -4,10 +4,10 @@ import re
 import string
 from pathlib import Path
 
-from ..generation import Generator
+from ..generation import Generator, Request
 from ..probes import NO_ANSWER, USUAL, Asking, judged_text
 from ..reading import read_rows
-from ..results import Part, Row, Scores
+from ..results import Interview, Part, Row, Scores
 
 FILE = "retain_bbh.json"
 MAX_NEW_TOKENS = 256
@@ -18,10 +18,10 @@ def bbh_part(asking: Asking = USUAL) -> Part:
     """3-shot chain of thought; the shots come with the data. No stop string: RWKU has none."""
     decoding = asking.decoding(MAX_NEW_TOKENS, prompts=asking.prompts.only("bbh", "short_answer"))
 
-    def run(data: Path, generator: Generator) -> list[Row]:
+    def run(data: Path, generator: Generator) -> Interview:
         rows = load(data)
         prompts = [asking.opened(generator.tokenizer, "short_answer", bbh_prompt(row, asking)) for row in rows]
-        responses = generator.generate(prompts, max_new_tokens=MAX_NEW_TOKENS, desc="bbh")
+        responses = yield Request(prompts, MAX_NEW_TOKENS, "bbh")
         return [_scored(row, response) for row, response in zip(rows, responses, strict=True)]
 
     return Part("bbh", "generation", (FILE,), decoding, run, score, load)
