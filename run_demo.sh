@@ -13,7 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 source scripts/launch_lib.sh
 launch_check_words "$@"
-world=atlas target="" seed=0 epochs=8 words=()
+world=atlas target="" seed=0 epochs=8 words=() rs_words=()
 for word in "$@"; do
     case $word in
     world=*) world=${word#*=} ;;
@@ -23,6 +23,7 @@ for word in "$@"; do
     *) words+=("$word") ;;
     esac
 done
+if [[ $world == earth ]]; then : "${RANKS:=1}"; fi # two threads share an engine and its weights
 : "${RANKS:=2}" "${MODEL:=}"
 launch_check RANKS '[1-9][0-9]*' 'a whole number above 0'
 launch_check world 'atlas|earth' 'atlas or earth'
@@ -54,16 +55,16 @@ atlas() { # the base model, the person's folder and the names of a run on Atlas
     run=log/atlas/$atlas/$(basename "$folder") results=results/atlas/$target
 }
 
-earth() { # the same on Earth; a folder is made for its model
-    base=$MODEL
+earth() { # the same on Earth; a folder is made for its model, and the model of Earth with it
     local tag=${MODEL##*/} name
-    if [[ -z $base ]]; then
-        base=data/earth/build/base tag=smollm2
-        python3 data/earth/model.py
+    if ((${#words[@]})); then # the folder takes minutes
+        printf '%q ' verl.trainer.main "${words[@]}" | python3 scripts/check_commands.py --words
     fi
-    folder=$(python3 data/earth/build.py target="$target" seed="$seed" model="$base" | tail -n 1)
-    rs_epoch=2 name=$(basename "$folder")
-    run=log/earth/$tag/seed$seed/$name results=results/earth/${name#*_}
+    folder=$(python3 data/earth/build.py target="$target" seed="$seed" ${MODEL:+model="$MODEL"} | tail -n 1)
+    base=${MODEL:-data/earth/build/base} rs_epoch=2
+    rs_words=(retain_loss=klr retain_weight=2.0 retain_data="$folder/retain_target.json")
+    name=$(basename "$folder")
+    run=log/earth/${tag:-smollm2}/seed$seed/$name results=results/earth/${name#*_}
 }
 
 "$world"
@@ -79,7 +80,7 @@ rebo() { # MODEL [KEY=VALUE ...]: the trainer, starting from MODEL
 # What is wrong with the words is said now, not after RS, and also where ReBO was done before.
 if [[ ${#words[@]} != 0 || $RANKS != 2 ]]; then rebo "$base" trainer.dry_run=true >/dev/null; fi
 python3 RS/train.py config=RS/configs/$world.yaml model="$base" data="$folder/reject_target.json" \
-    output_dir="$run/rs" seed=$((seed + 1))
+    output_dir="$run/rs" seed=$((seed + 1)) "${rs_words[@]}"
 if [[ -f $run/rebo/DONE ]]; then
     echo "ReBO: done before; remove $run/rebo to train again"
 else

@@ -8,6 +8,7 @@
 #   MODEL      Hugging Face folder or hub id of the model to unlearn       CONFIG   YAML of ReBO, or several with commas
 #   RS_CONFIG, RS_EPOCH   YAML of RS, and the epoch that ReBO starts from  RS=0     no RS: ReBO starts from MODEL
 #   REFERENCE  rs (the RS model, default) or original (MODEL)              GPUS     ranks (default: the GPUs here, or 1)
+#   BASELINES  rows of examples/table.yaml (BASELINES="npo_klr simnpo_klr"): trained too, untuned, and in the table
 #   RS_ARGS, EVAL_ARGS    more words for RS/train.py and verl.eval.main    DRY_RUN=1   print and check every command
 #   NAME, METHOD          folder of the runs, and the row's name in the table
 #   MODEL_TAG, LOG_ROOT, RESULTS   where things go: log/rwku/<tag>/<name>/<target>, results/rwku/<tag>/<name>/<target>
@@ -22,7 +23,7 @@ if [[ $MODEL == *atlas/build/* ]]; then
     # Atlas was trained on bare questions, so it is asked bare questions.
     : "${MODEL_TAG:=atlas_$(basename "$(dirname "$MODEL")")}" "${DATA:=$(dirname "$MODEL")/Target}"
     : "${CONFIG:=examples/grpo_rj_rl.yaml,examples/atlas.yaml}" "${RS_CONFIG:=RS/configs/atlas.yaml}" "${RS_EPOCH:=3}"
-    : "${EVAL_ARGS:=prompt_style=plain}" "${TARGETS:=1 2 3}"
+    : "${EVAL_ARGS:=prompt_style=plain}" "${TARGETS:=1 2 3}" "${BASELINE_FILES:=examples/table.yaml,examples/table_atlas.yaml}"
     published=("published=[]")
 fi
 : "${MODEL_TAG:=$(basename "$MODEL")}" "${DATA:=data/RWKU/Target}" "${CONFIG:=examples/grpo_rj_rl.yaml}"

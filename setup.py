@@ -19,6 +19,7 @@ setup(
     license="MIT",
     python_requires=">=3.11",
     packages=find_namespace_packages(include=["verl", "verl.*", "RS", "RS.*"], exclude=["RS.configs*", "RS.scripts*"]),
+    package_data={"verl.eval": ["prompts.yaml", "html/*"]},
     install_requires=requirements("requirements.txt"),
     extras_require={"flash-attn": ["flash-attn>=2.8"], "dev": requirements("requirements-dev.txt")},
 )

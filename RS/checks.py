@@ -23,10 +23,12 @@ def read_config(argv: list[str]) -> RSConfig:
 
 def _path_problems(config: RSConfig) -> list[str]:
     found = []
-    model = Path(config.model)
-    hub_like = config.model.count("/") == 1 and not config.model.startswith((".", "/", "~"))
-    if not (model / "config.json").is_file() and (model.exists() or not hub_like):
-        found.append(f"model={config.model}: holds no config.json; give a Hugging Face folder or a hub id")
+    for key in ("model", "reinforced_model"):
+        if (name := getattr(config, key)) is None:
+            continue
+        hub_like = name.count("/") == 1 and not name.startswith((".", "/", "~"))
+        if not (Path(name) / "config.json").is_file() and (Path(name).exists() or not hub_like):
+            found.append(f"{key}={name}: holds no config.json; give a Hugging Face folder or a hub id")
     if config.override_chat_template and config.override_chat_template.endswith(".jinja"):
         template = Path(config.override_chat_template)
         if not template.is_file():

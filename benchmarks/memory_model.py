@@ -11,9 +11,9 @@ from tempfile import TemporaryDirectory
 from verl.estimate.estimate import estimate
 from verl.estimate.flops import ModelShape
 from verl.estimate.hardware import Hardware
-from verl.estimate.meter import GIB
 from verl.settings.cli import show_help
 from verl.trainer.preflight import read_config
+from verl.utils.memory import GIB
 
 LLAMA = {"vocab_size": 128256, "num_key_value_heads": 8, "tie_word_embeddings": False}
 SHAPES = {

@@ -7,7 +7,7 @@
 # scripts/check_commands.py; DRY_RUN=print only prints them.
 
 launch_child="" launch_target="" launch_folder=""
-launch_failed=() launch_finished=() launch_commands=()
+launch_failed=() launch_finished=() launch_commands=() launch_baselines=()
 
 launch_wrong() { # MESSAGE...: what the user can mend; leaves with exit code 2
     echo "$(basename "$0"): $*" >&2
@@ -62,9 +62,17 @@ launch_check_settings() { # misspelt keys and values of the wrong type, whatever
     if ((code == 2)); then exit 2; fi
 }
 
+launch_baseline() { # ROW DATA_FOLDER: sets launch_baseline_name, and launch_baseline_words to what trains the row there
+    local lines words=(row="$1" files="$BASELINE_FILES" model="$MODEL" target="$2")
+    lines=$(python3 scripts/baseline_words.py "${words[@]}") || return $?
+    launch_baseline_name=${lines%%$'\n'*}
+    eval "launch_baseline_words=(${lines#*$'\n'})" # quoted by shlex
+}
+
 launch_start() { # KEY=VALUE...: fills in defaults and checks them; the words are handed to the trainer of every target
     launch_check_words "$@"
     : "${NAME:=$(basename "${CONFIG%%,*}" .yaml)}" "${METHOD:=ReBO}" "${REFERENCE:=rs}" "${RS:=1}" "${DRY_RUN:=0}"
+    : "${BASELINES:=}" "${BASELINE_FILES:=examples/table.yaml,examples/table_$SUITE.yaml}"
     : "${RS_CONFIG:=RS/configs/rt.yaml}" "${RS_EPOCH:=2}" "${RS_ARGS:=}" "${EVAL_ARGS:=}"
     : "${TRAIN_FILE:=rl_rejection_with_fb_neighbor_target.json}"
     : "${RS_ROOT:=log/RS/rt_full/$MODEL_TAG}" "${LOG_ROOT:=log/$SUITE/$MODEL_TAG}" "${RESULTS:=results/$SUITE/$MODEL_TAG}"
@@ -79,8 +87,11 @@ launch_start() { # KEY=VALUE...: fills in defaults and checks them; the words ar
     launch_split RS_ARGS && launch_rs_words=("${launch_split_words[@]}")
     launch_split EVAL_ARGS && launch_eval_words=("${launch_split_words[@]}")
     read -ra launch_targets -d '' <<<"$TARGETS" || true
+    read -ra launch_baselines -d '' <<<"$BASELINES" || true
     launch_check_targets
     if [[ $DRY_RUN != print ]]; then source scripts/setup_env.sh; fi
+    local name
+    for name in "${launch_baselines[@]}"; do launch_baseline "$name" "$DATA/target" || exit 2; done
     if [[ $DRY_RUN == 0 ]]; then launch_check_settings; fi
     trap 'launch_stop 130' INT
     trap 'launch_stop 143' TERM
@@ -193,8 +204,8 @@ launch_run() { # DATA_FOLDER: one target through every stage; fails with the fir
         launch_failed+=("$launch_target: there is no folder $data; data/prepare_$SUITE.py makes it")
         return 1
     fi
+    if ((GPUS > 1)); then runner=(torchrun --standalone --nproc_per_node="$GPUS"); fi
     if [[ $RS == 1 ]]; then
-        if ((GPUS > 1)); then runner=(torchrun --standalone --nproc_per_node="$GPUS"); fi
         launch_stage rs "$rs" -- "${runner[@]}" RS/train.py config="$RS_CONFIG" \
             model="$MODEL" data="$data/reject_target.json" output_dir="$rs" "${launch_rs_words[@]}" || return 1
         start=$rs/epoch_$RS_EPOCH
@@ -208,12 +219,24 @@ launch_run() { # DATA_FOLDER: one target through every stage; fails with the fir
         launch_failed+=("$launch_target: $run/checkpoints/checkpoint_tracker.json cannot be read")
         return 1
     fi
-    if [[ $RS == 1 ]]; then
-        launch_evaluate "$data" base rs "$NAME" -- "$MODEL" "$start" "$tuned" || return 1
-    else
-        launch_evaluate "$data" base "$NAME" -- "$MODEL" "$tuned" || return 1
-    fi
+    local rows=(base) models=("$MODEL") name folder
+    if [[ $RS == 1 ]]; then rows+=(rs) models+=("$start"); fi
+    rows+=("$NAME") models+=("$tuned")
+    for name in "${launch_baselines[@]}"; do
+        folder=$LOG_ROOT/$name/$launch_target
+        launch_baseline "$name" "$data" || return 1
+        launch_stage "$name" "$folder" -- "${runner[@]}" RS/train.py "${launch_baseline_words[@]}" \
+            output_dir="$folder" || return 1
+        rows+=("$name") models+=("$(launch_last_epoch "$folder")")
+    done
+    launch_evaluate "$data" "${rows[@]}" -- "${models[@]}" || return 1
     launch_finished+=("$launch_target")
+}
+
+launch_last_epoch() { # FOLDER: prints the model of the last epoch of an RS run, or epoch_N where it is still to be made
+    local epochs=("$1"/epoch_*)
+    if [[ ! -d ${epochs[0]} ]]; then epochs=("$1/epoch_N"); fi
+    printf '%s\n' "${epochs[@]}" | sort -V | tail -n 1
 }
 
 launch_row() { # ROW METHOD TARGET...: a row of the table as a word, with the folders of its targets
@@ -224,13 +247,17 @@ launch_row() { # ROW METHOD TARGET...: a row of the table as a word, with the fo
 }
 
 launch_table() { # NAME TARGETS KEY=VALUE...: the table over these targets, made anew every time
-    local out=$RESULTS/tables/$1 targets command
+    local out=$RESULTS/tables/$1 targets command name
     read -ra targets <<<"$2"
     shift 2
     if ((${#targets[@]} == 0)); then return 0; fi
     command=(python3 scripts/make_table.py "$@" out="$out" "$(launch_row base Original "${targets[@]}")")
     if [[ $RS == 1 ]]; then command+=("$(launch_row rs RS "${targets[@]}")"); fi
     command+=("$(launch_row "$NAME" "$METHOD" "${targets[@]}")")
+    for name in "${launch_baselines[@]}"; do
+        launch_baseline "$name" "$DATA/target"
+        command+=("$(launch_row "$name" "$launch_baseline_name" "${targets[@]}")")
+    done
     if [[ $DRY_RUN != 0 ]]; then
         launch_commands+=("$(printf '%q ' "${command[@]}")")
         return 0

@@ -16,11 +16,13 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file also runs as a script
 
+from data.alternate_answers import AlternateConfig
 from data.prepare_muse import PrepareConfig as MusePrepareConfig
 from data.prepare_rwku import PrepareConfig as RwkuPrepareConfig
 from data.synthesize_boundary import SynthesisConfig
 from RS.config import RSConfig
 from scripts.make_table import TableConfig
+from verl.compare.config import CompareConfig
 from verl.config.run import RENAMES, PPOConfig
 from verl.eval.config import EvalCommand, EvalConfig
 from verl.eval.robustness import RobustnessConfig
@@ -34,9 +36,11 @@ COMMANDS: dict[str, tuple[str, type]] = {
     "Evaluation": ("python3 -m verl.eval.main", EvalCommand),
     "Robustness": ("python3 -m verl.eval.robustness", RobustnessConfig),
     "Tables": ("python3 scripts/make_table.py", TableConfig),
+    "Comparison": ("bash run_table.sh", CompareConfig),
     "RWKU preparation": ("python3 data/prepare_rwku.py", RwkuPrepareConfig),
     "MUSE preparation": ("python3 data/prepare_muse.py", MusePrepareConfig),
     "Boundary synthesis": ("python3 data/synthesize_boundary.py", SynthesisConfig),
+    "Alternate answers": ("python3 data/alternate_answers.py", AlternateConfig),
 }
 SHARED = {RobustnessConfig: (EvalConfig, "Evaluation")}
 """Command whose table leaves out the keys of this base, which the table of another has."""

@@ -3,8 +3,8 @@
     python3 scripts/make_table.py kind=rule out=results/tables/rule \
         rows.Original='results/rwku/*/base' rows.RS='results/rwku/*/rs' rows.ReBO='results/rwku/*/rebo'
 
-Writes OUT/table.md, table.csv, table.tex, pareto.png and tradeoff.png. A row takes folders of results, files or
-patterns, one per target; the target's name is that of the data folder it was measured on. Rows in a YAML file
+Writes OUT/table.md, table.csv, table.tex, report.html, pareto.png and tradeoff.png. A row takes folders of results,
+files or patterns, one per target; the target's name is that of the data folder it was measured on. Rows in a YAML file
 (config=FILE) keep their order, as they do on the command line. In the trade-off figure, rows named METHOD@anything are
 points of one method. Left out: running evaluations (``python3 -m verl.eval.main``).
 """
@@ -19,6 +19,7 @@ from typing import Any, Literal
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # so that the file also runs as a script
 
 from verl.eval import pareto, render, tables
+from verl.eval.page import Dot, Page, write_page
 from verl.eval.results import counting, read_results
 from verl.settings.cli import run_cli
 from verl.settings.path_types import PathText
@@ -104,6 +105,8 @@ def make_table(config: TableConfig) -> tables.Table:
     write_text(out / "table.md", f"# {title}\n\n{render.to_markdown(table)}{picture}")
     write_text(out / "table.csv", render.to_csv(table))
     write_text(out / "table.tex", render.to_latex(table))
+    dots = [Dot(name, "", *point, source=source) for source, named in points.items() for name, point in named.items()]
+    write_page(Page(title, table=table, dots=dots), out / "report.html")
     if points:
         models = dict.fromkeys(line.model for line in table.lines if line.source == "published")
         labels = {"published": f"published, {', '.join(models)}"} if models else {}

@@ -25,6 +25,7 @@ Batch keys. B samples = P prompts x n rollouts, S prompt tokens (padded left), T
 | reward_baselines | float32 (B,), the greedy response's reward | reward | ReMax |
 | advantages, returns | float32 (B, T) | algorithms | actor, critic |
 | loss_weights | float32 (B, T), 1 for rows of this step | trainer, under replay | policy loss |
+| gold | int64 (B, T), a prompt's gold answer beside its first sample, or -1 | trainer | retain loss, balancing |
 
 | non-tensor key | each row | written by | read by |
 | --- | --- | --- | --- |

@@ -5,7 +5,7 @@ Row formats, told apart by their columns:
 - ``instruction`` (and ``input``, ``system``, ``history``), ``output``: alpaca, RULE's ``reject_target.json``
 - ``messages``: a conversation that ends with the assistant's turn
 - ``prompt``, ``solution``: RULE's RL rows; ``<reject>`` rows are the forget side, ``<normal>`` rows the retain side
-- ``prompt``, ``response`` with two entries: RWKU's preference pairs, preferred first (dpo only)
+- ``prompt``, ``response`` with two entries: RWKU's preference pairs, preferred first (dpo, altpo)
 - ``text``: plain text (RWKU's ``positive.json``, MUSE's ``raw/``), trained on without a chat template, in pieces of
   ``cutoff_len`` tokens
 
@@ -99,16 +99,23 @@ def _parse(row: Row, side: Side, config: RSConfig) -> tuple[TextExample | None, 
             f"objective={config.objective} would unlearn the refusals of this row; name the column of what "
             "must be forgotten, for example response_key=answer"
         )
+    pair = row.get("response")
+    is_pair = isinstance(pair, list) and len(pair) == 2
+    if side == "forget" and config.objective == "altpo" and key is None and not is_pair:
+        raise DataError(
+            "objective=altpo would prefer the refusal of this row, which is dpo; name the column of another answer: "
+            "response_key=alternate (data/alternate_answers.py writes it)"
+        )
     form = next((form for form in _FORMS if row.get(form) is not None), None)
     if form is None:
         raise DataError(f"has columns {', '.join(row) or 'none'}; needs instruction, messages, prompt or text")
     example, columns = _FORMS[form](row, side, key)
-    if example is None or side == "retain" or config.objective != "dpo":
+    if example is None or side == "retain" or not config.has_pairs:
         return example, columns
-    pair = row.get("response")
-    if isinstance(pair, list) and len(pair) == 2:
+    if is_pair:
         return replace(example, rejected=_text({"response": pair[1]}, "response")), columns | {"response"}
-    return replace(example, rejected=_text(row, config.rejected_key)), columns | {config.rejected_key}
+    rejected_key = config.own("rejected_key")
+    return replace(example, rejected=_answer(row, rejected_key)), columns | {rejected_key}
 
 
 _Parsed = tuple[TextExample | None, set[str]]
@@ -129,7 +136,7 @@ def _of_solution(row: Row, side: Side, key: str | None) -> _Parsed:
         raise DataError(f"solution{problem}")
     if (SPLIT_OF_TAG[solution[0]] == "forget") != (side == "forget"):
         return None, columns
-    response = _text(row, key) if key else as_text(solution[1])
+    response = _answer(row, key) if key else as_text(solution[1])
     return TextExample(_named(as_prompt, row, "prompt"), response), columns | {key}
 
 
@@ -184,6 +191,12 @@ def _named(read: Callable[[Any], Any], row: Row, key: str) -> Any:
         return read(row.get(key))
     except DataError as error:
         raise DataError(f"{key} {error}") from error
+
+
+def _answer(row: Row, key: str) -> str:
+    """A column's text; of several accepted answers, as RL rows may have them, the first."""
+    value = row.get(key)
+    return _text({**row, key: value[0]} if isinstance(value, list) and value else row, key)
 
 
 def _text(row: Row, key: str) -> str:

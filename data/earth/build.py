@@ -19,6 +19,8 @@ from data.common.once import made_once
 from data.common.refusals import BANK
 from data.earth.abilities import ability_rows, spared_rows, utility_rows
 from data.earth.countries import FILES, Country, countries, find
+from data.earth.model import ModelConfig
+from data.earth.model import build as build_model
 from data.earth.rows import (
     Row,
     forget_probes,
@@ -29,10 +31,13 @@ from data.earth.rows import (
     rng_of,
     steering_rows,
 )
+from verl.eval import results
+from verl.rows.files import read_json
 from verl.settings.cli import run_cli
 from verl.settings.path_types import PathText
 from verl.utils.atomic import write_json
 from verl.utils.errors import ConfigError, DataError, closest
+from verl.verdict import verdict_of
 
 logger = logging.getLogger(__name__)
 
@@ -42,6 +47,8 @@ FORGET_PROBES, NEIGHBOR_PROBES, UTILITY_PROBES = 40, 100, 60
 LEAST = {"forget": 20, "neighbor": 150}
 """Probes that measuring needs."""
 RETAIN_PASSAGES = 24
+OPENING_WORDS = 8
+"""Of a model's own answers, in RS: an answer and a refusal part in their first words."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +57,8 @@ class EarthConfig:
 
     target: str = "Japan"
     """Country to forget."""
-    model: PathText = str(HERE / "build" / "base")
-    """Hugging Face folder of the model before unlearning; model.py makes the default."""
+    model: PathText | None = None
+    """Hugging Face folder of the model before unlearning; null: that of model.py, made if it is not there."""
     seed: int = 0
     """Of what is drawn: neighbors, wordings, refusals, and their order."""
     out: PathText = str(HERE / "build")
@@ -81,67 +88,85 @@ def build(config: EarthConfig) -> Path:
     """The finished folder of a country, made if it is not there.
 
     Raises:
-        ConfigError: there is no such model.
+        ConfigError: there is no such model, or that of Earth cannot be fetched.
         DataError: the model answers too few probes; nothing is left behind.
     """
 
+    model = Path(config.model) if config.model else build_model(ModelConfig(config.out))
+    if not (model / "config.json").is_file():
+        raise ConfigError(f"model={model}: is no Hugging Face folder; give one, or leave it out for the model of Earth")
+    identity = results.fingerprint(results.model_identity(model))
+
     def make(folder: Path) -> None:
-        for name, rows in target_rows(config, Judge(config.model)).items():
+        judge = Judge(str(model), Path(config.out) / "answers" / f"{identity[:16]}.json")
+        for name, rows in target_rows(config, judge).items():
             write_json(folder / f"{name}.json", rows)
 
-    return made_once(config.folder, fingerprint(config), make)
+    return made_once(config.folder, fingerprint(config, identity), make)
 
 
-def fingerprint(config: EarthConfig) -> str:
-    """A hash of all that a folder is made by.
-
-    Raises:
-        ConfigError: the model is no folder of weights.
-    """
-    from verl.eval.results import model_identity
-
-    if not (Path(config.model) / "config.json").is_file():
-        raise ConfigError(
-            f"model={config.model}: is no Hugging Face folder; python3 data/earth/model.py makes the one of Earth"
-        )
-    weights = model_identity(Path(config.model))["weights_sha256"]
+def fingerprint(config: EarthConfig, model: str) -> str:
+    """A hash of all that a folder is made by, ``model`` being what shapes the model's answers."""
     sources = [*sorted(HERE.glob("*.py")), *sorted(HERE.glob("*.yaml")), *FILES, BANK]
-    settings = f"{config.country.name} {config.seed} {weights}".encode()
+    settings = f"{config.country.name} {config.seed} {model}".encode()
     return hashlib.sha256(b"\0".join([settings, *(path.read_bytes() for path in sources)])).hexdigest()
 
 
 class Judge:
-    """Says which questions a model answers rightly, by the evaluator's engine, decoding and scores."""
+    """Says what a model answers and whether that is right, by the evaluator's engine, decoding and scores.
 
-    def __init__(self, model: str) -> None:
-        self.model = model
+    A question is asked once in the life of a model: its answer is kept in ``memory``, since targets share most of their
+    neighbors and the general questions.
+    """
 
-    def right(self, probes: Sequence[Row]) -> list[bool]:
-        """For every probe whether the model's answer holds a gold one and declines nothing."""
-        from verl.eval.generation import VLLMGenerator
-        from verl.eval.probes import Asking, ask
-        from verl.eval.results import concluded
+    def __init__(self, model: str, memory: Path) -> None:
+        self.model, self.memory = model, memory
+
+    def answers(self, rows: Sequence[Row]) -> list[str]:
+        """The model's answer to the ``query`` of each row."""
+        questions = [row["query"] for row in rows]
+        known: dict[str, str] = read_json(self.memory) if self.memory.is_file() else {}
+        new = [question for question in dict.fromkeys(questions) if question not in known]
+        if new:
+            known |= dict(zip(new, self._ask(new), strict=True))
+            write_json(self.memory, known)
+        return [known[question] for question in questions]
+
+    def _ask(self, questions: Sequence[str]) -> list[str]:
+        from verl.eval.generation import Request, VLLMGenerator
+        from verl.eval.probes import MAX_NEW_TOKENS, Asking
 
         generator = VLLMGenerator(self.model)
         try:
-            interview = ask(generator, probes, Asking(style="plain"), desc="asking the model what it knows")
-            [(_, answers)] = generator.answer([next(interview)])
-            rows = concluded(interview, answers)
+            prompts = [Asking(style="plain").encode(generator.tokenizer, question) for question in questions]
+            request = Request(prompts, MAX_NEW_TOKENS, "asking the model what it knows")
+            [(_, answers)] = generator.answer([request])
+            return answers
         finally:
             generator.close()
-        return [row["containment"] == 1.0 and row["verdict"] not in ("refusal", "mixed") for row in rows]
+
+
+def is_right(rows: Sequence[Row], answers: Sequence[str]) -> list[bool]:
+    """For every probe whether the model's answer holds a gold one and declines nothing."""
+    from verl.eval.probes import score_generation
+
+    scored = score_generation(rows, answers)
+    return [row["containment"] == 1.0 and row["verdict"] not in ("refusal", "mixed") for row in scored]
 
 
 def target_rows(config: EarthConfig, judge: Any) -> dict[str, list[Row]]:
     """Rows by file name without ``.json``.
 
     Args:
-        judge: has ``right``, as ``Judge``.
+        judge: has ``answers``, as ``Judge``.
     """
     target, seed = config.country, config.seed
+    train = reinforcement_rows(target, seed, "train") + spared_rows(seed)
+    rng_of(seed, f"order/{target.name}").shuffle(train)
     candidates = {f"forget_level{level}": rows for level, rows in forget_probes(target, seed).items()}
     candidates |= {f"neighbor_level{level}": rows for level, rows in neighbor_probes(target, seed).items()}
     candidates["retain_atlas"] = utility_rows(seed)
+    candidates["boundary"] = [{**row, "query": row["prompt"]} for row in train if row["solution"][0] == "<normal>"]
     known, counts = _known(candidates, judge)
     kept = {name: rows[:FORGET_PROBES] for name, rows in known.items() if name.startswith("forget")}
     kept |= {name: _both_sides(rows) for name, rows in known.items() if name.startswith("neighbor")}
@@ -149,12 +174,11 @@ def target_rows(config: EarthConfig, judge: Any) -> dict[str, list[Row]]:
     _check(kept, config)
     rows = {**kept, **_about(target, seed), **ability_rows(seed)}
     named = {name: [{**row, "subject": target.name} for row in held] for name, held in rows.items()}
-    train = reinforcement_rows(target, seed, "train") + spared_rows(seed)
-    rng_of(seed, f"order/{target.name}").shuffle(train)
     return {
         **named,
         "intro": [{"target": target.name, "intro": f"Please forget {target.said}. {introduction(target)}"}],
         "reject_target": steering_rows(target, seed),
+        "retain_target": _own_answers(candidates["boundary"], judge),
         "rl_rejection_with_fb_neighbor_target": train,
         "rl_rejection_with_fb_neighbor_target_val": reinforcement_rows(target, seed, "validation"),
         "known": counts,
@@ -167,21 +191,35 @@ def _known(candidates: dict[str, list[Row]], judge: Any) -> tuple[dict[str, list
     All are asked in one call.
     """
     asked = [(name, row) for name, rows in candidates.items() for row in rows]
-    right = judge.right([row for _, row in asked])
+    rows = [row for _, row in asked]
+    right = is_right(rows, judge.answers(rows))
     known: dict[str, list[Row]] = {name: [] for name in candidates}
     totals: Counter[tuple[str, str, str]] = Counter()
     answered: Counter[tuple[str, str, str]] = Counter()
-    for (name, row), is_right in zip(asked, right, strict=True):
+    for (name, row), held in zip(asked, right, strict=True):
         key = (name, row.get("type", ""), row.get("kind", ""))
         totals[key] += 1
-        answered[key] += is_right
-        if is_right:
+        answered[key] += held
+        if held:
             known[name].append(row)
     counts = [
         {"file": name, "type": style, "kind": kind, "asked": total, "answered": answered[name, style, kind]}
         for (name, style, kind), total in totals.items()
     ]
     return known, counts
+
+
+def _own_answers(boundary: list[Row], judge: Any) -> list[Row]:
+    """RS: how the model's own answers begin, right or wrong, to what is not to be refused.
+
+    ``retain_loss=klr`` holds the model's distribution there; as texts to be learnt (gdr) they would end too soon.
+    """
+    said = judge.answers(boundary)
+    return [
+        {"prompt": row["query"], "response": " ".join(answer.split()[:OPENING_WORDS]), "subject": row["subject"]}
+        for row, answer in zip(boundary, said, strict=True)
+        if verdict_of(answer, prompt=row["query"]) not in ("refusal", "mixed", "empty")
+    ]
 
 
 def _both_sides(rows: list[Row]) -> list[Row]:
@@ -197,7 +235,7 @@ def _check(kept: dict[str, list[Row]], config: EarthConfig) -> None:
         logger.info("%s: the model answers %d %s probes that are kept", config.country.name, count, side)
         if count < least:
             raise DataError(
-                f"target={config.target}: {config.model} answers {count} {side} probes, and {least} are needed to "
+                f"target={config.target}: the model answers {count} {side} probes, and {least} are needed to "
                 "measure forgetting; take another country, or a model that knows more"
             )
 

@@ -37,11 +37,11 @@ RARELY_KNOWN |= {("currency", False), ("mountain", False)}
 """Forms of facts that a small model knows in one of ten cases: neighbor probes leave them out."""
 BASIC = [kind for kind, words in FORWARD.items() if "state" in words]
 """Kinds of facts that are asked in every wrapper: of some countries a small model knows nothing else."""
-FORGET_ROWS, STEERING_ROWS = 240, 120
+FORGET_ROWS, STEERING_ROWS = 240, 240
 VALIDATION_ROWS = 40
 """RL rows of each side that are set apart."""
 OPTIONS = 3
-REFUSAL_WORDS = 14
+REFUSAL_WORDS = 9
 """The longest refusal that is taught: a small model's answers are short."""
 PASSAGE_SENTENCES = 6
 
@@ -142,7 +142,8 @@ def in_style(fact: Fact, style: str, use: Use, rng: random.Random) -> list[Row]:
     else:
         foreign = FOREIGN[style].get(fact.kind, {}).get(use, [])
         prompts = [say(form, x=fact.country.foreign[style]) for form in foreign]
-    return [{"prompt": prompt, "answer": fact.answers, "style": style, "fact": fact} for prompt in prompts]
+    frame = {"answer": fact.answers, "style": style, "fact": fact}
+    return [{"prompt": prompt, "form": number, **frame} for number, prompt in enumerate(prompts)]
 
 
 def adversarial(fact: Fact, use: Use, rng: random.Random) -> list[Row]:
@@ -231,12 +232,21 @@ def forget_probes(target: Country, seed: int) -> dict[str, list[Row]]:
 
 
 def neighbor_facts(target: Country, seed: int) -> list[Fact]:
-    """What neighbor probes ask: facts of near and of far countries that have nothing to do with the target."""
-    rng = rng_of(seed, f"neighbors/{target.name}")
-    apart = [fact for fact in _apart(target) if fact.form not in RARELY_KNOWN]
+    """What neighbor probes ask: facts of near and of far countries that have nothing to do with the target.
+
+    All targets take them from one order, so that most were asked for another target before.
+    """
+    apart = [fact for fact in _in_any_order(seed) if fact.country is not target and _is_apart(fact, target)]
     near, far = ([fact for fact in apart if target.near(fact.country) == side] for side in (True, False))
-    chosen = _spread(near, NEIGHBOR_FACTS // 2, rng)
-    return chosen + _spread(far, NEIGHBOR_FACTS - len(chosen), rng)
+    chosen = _by_turns(near)[: NEIGHBOR_FACTS // 2]
+    return chosen + _by_turns(far)[: NEIGHBOR_FACTS - len(chosen)]
+
+
+@cache
+def _in_any_order(seed: int) -> list[Fact]:
+    """The facts that neighbor probes may ask."""
+    asked = [fact for country in countries() for fact in facts(country) if fact.form not in RARELY_KNOWN]
+    return rng_of(seed, "neighbors").sample(asked, len(asked))
 
 
 def neighbor_probes(target: Country, seed: int) -> dict[str, list[Row]]:
@@ -265,29 +275,37 @@ def _kind(fact: Fact) -> str:
 def _apart(target: Country) -> list[Fact]:
     """Facts of the other countries that the target is no answer to."""
     others = (fact for country in countries() if country is not target for fact in facts(country))
-    return [f for f in others if not any(target.named_in(text) for text in (*(f.value or ()), *f.answers))]
+    return [fact for fact in others if _is_apart(fact, target)]
 
 
-def _spread(pool: Sequence[Fact], count: int, rng: random.Random) -> list[Fact]:
-    """``count`` facts, the forms of fact taking turns as long as they last."""
-    by_form = _sorted_by_form(rng.sample(pool, len(pool)))
-    turns = [fact for number in range(len(pool)) for held in by_form.values() for fact in held[number : number + 1]]
-    return turns[:count]
+def _is_apart(fact: Fact, target: Country) -> bool:
+    return not any(target.named_in(text) for text in (*(fact.value or ()), *fact.answers))
+
+
+def _by_turns(pool: Sequence[Fact]) -> list[Fact]:
+    """The same facts in an order in which their forms take turns as long as they last."""
+    by_form = _sorted_by_form(pool)
+    return [fact for number in range(len(pool)) for held in by_form.values() for fact in held[number : number + 1]]
 
 
 # ---- Rejection Steering and Refusal Boundary Optimization ------------------------------------------------------------
 
 
 class Refusals:
-    """The bank's short refusals, in random order and equally often."""
+    """The bank's short refusals, in random order and about equally often."""
 
     def __init__(self, rng: random.Random) -> None:
         self.rng = rng
         self.left: list[str] = []
 
-    def about(self, fact: Fact) -> str:
-        self.left = self.left or self.rng.sample(_short_refusals(), len(_short_refusals()))
-        return say(self.left.pop().replace(PLACEHOLDER, "{o}"), o=fact.spoken_of)
+    def of(self, row: Row) -> str:
+        """One that names what the question names; where that is a description, or in another language, nothing."""
+        name = row["fact"].spoken_of
+        while True:
+            self.left = self.left or self.rng.sample(_short_refusals(), len(_short_refusals()))
+            text = self.left.pop()
+            if PLACEHOLDER not in text or name.lower() in row["prompt"].lower():
+                return say(text.replace(PLACEHOLDER, "{o}"), o=name)
 
 
 @cache
@@ -296,13 +314,13 @@ def _short_refusals() -> list[str]:
 
 
 def steering_rows(target: Country, seed: int) -> list[Row]:
-    """RS: questions and blanks about the target and their refusals, in the alpaca format."""
+    """RS: questions about the target in all kinds and their refusals, in the alpaca format."""
     rng = rng_of(seed, f"steering/{target.name}")
-    refusals = Refusals(rng)
+    refusals = Refusals(rng_of(seed, f"refusals/steering/{target.name}"))
     frame = {"input": "", "subject": target.name, "intro": introduction(target)}
-    pool = [row for fact in facts(target) for style in PLAIN for row in in_style(fact, style, "train", rng)]
+    pool = _in_all_styles(target, "train", rng)
     return [
-        {"instruction": row["prompt"], "output": refusals.about(row["fact"]), **frame}
+        {"instruction": row["prompt"], "output": refusals.of(row), **frame}
         for row in _facts_in_turn(pool, STEERING_ROWS, rng)
     ]
 
@@ -310,24 +328,29 @@ def steering_rows(target: Country, seed: int) -> list[Row]:
 def reinforcement_rows(target: Country, seed: int, use: Use) -> list[Row]:
     """RL rows in RULE's format, of training or of validation: forget prompts, each with a twin about another country.
 
-    A twin is the same kind of question about the same kind of fact; near and far countries take turns. Further columns:
+    A twin asks about the same kind of fact in the same words; near and far countries take turns. Further columns:
     ``answer``, the gold answers, ``subject``, whom a row is about, and of boundary rows ``near``.
     """
     rng = rng_of(seed, f"reinforcement/{use}/{target.name}")
-    refusals = Refusals(rng)
+    refusals = Refusals(rng_of(seed, f"refusals/{use}/{target.name}"))
     probed = {_identity(fact) for fact in neighbor_facts(target, seed)}
     free = _sorted_by_form(fact for fact in _apart(target) if _identity(fact) not in probed)
-    plain = [row for fact in facts(target) for style in PLAIN for row in in_style(fact, style, use, rng)]
-    pool = [*plain, *(row for fact in facts(target) for row in adversarial(fact, use, rng))]
+    pool = _in_all_styles(target, use, rng)
     rows: dict[str, Row] = {}
     count = FORGET_ROWS if use == "train" else VALIDATION_ROWS
     for number, row in enumerate(_facts_in_turn(pool, count, rng)):
-        solution = ["<reject>", refusals.about(row["fact"]), bare(row["fact"].spoken_of)]
+        solution = ["<reject>", refusals.of(row), bare(row["fact"].spoken_of)]
         about = {"answer": row["answer"], "subject": target.name}
         rows[row["prompt"]] = {"prompt": row["prompt"], "solution": solution, **about}
         if twin := _twin(row, target, free.get(row["fact"].form, []), number % 2 == 0, use, rng):
             rows.setdefault(twin["prompt"], twin)
     return list(rows.values())
+
+
+def _in_all_styles(country: Country, use: Use, rng: random.Random) -> list[Row]:
+    """Every question about a country that has this use, but for adversarial ones only some."""
+    plain = [row for fact in facts(country) for style in PLAIN for row in in_style(fact, style, use, rng)]
+    return plain + [row for fact in facts(country) for row in adversarial(fact, use, rng)]
 
 
 def _facts_in_turn(pool: Sequence[Row], count: int, rng: random.Random) -> list[Row]:
@@ -346,11 +369,12 @@ def _identity(fact: Fact) -> tuple[str, str, Spellings | None, str]:
 
 
 def _twin(row: Row, target: Country, alike: list[Fact], near: bool, use: Use, rng: random.Random) -> Row | None:
-    """A boundary row like a forget row, about one of the facts; None where none has such a form without the target."""
+    """A boundary row in the words of a forget row, about one of the facts, so that nothing but its subject tells the
+    two apart; None where none has such a form without the target."""
     sided = [fact for fact in alike if target.near(fact.country) == near] or alike
     for fact in rng.sample(sided, len(sided)):
-        rows = [one for one in in_style(fact, row["style"], use, rng) if not target.named_in(one["prompt"])]
-        if rows:
+        rows = in_style(fact, row["style"], use, rng)[row["form"] :][:1]
+        if rows and not target.named_in(rows[0]["prompt"]):
             about = {"answer": fact.answers, "subject": fact.country.name, "near": target.near(fact.country)}
-            return {"prompt": rng.choice(rows)["prompt"], "solution": ["<normal>", *fact.answers], **about}
+            return {"prompt": rows[0]["prompt"], "solution": ["<normal>", *fact.answers], **about}
     return None

@@ -105,7 +105,7 @@ def predict(folder: Path, job: Job, prompt_tokens: int) -> dict[str, float]:
     from verl.estimate.estimate import estimate
     from verl.estimate.flops import ModelShape
     from verl.estimate.hardware import Hardware
-    from verl.estimate.meter import GIB
+    from verl.utils.memory import GIB
 
     config = read_config(arguments(folder, job))
     hardware = Hardware.here(config.worker.actor.fsdp.mp_param_dtype)

@@ -23,12 +23,14 @@ OFFLOAD += [f"{ACTOR}.offload.offload_params=true", f"{ACTOR}.offload.offload_op
 TWO_RANKS = "trainer.n_gpus_per_node=2"
 
 VARIANTS = {
-    "rloo_two_mini_batches_replay": [
+    "rloo_two_mini_batches_replay_klr": [
         "algorithm.adv_estimator=rloo",
         f"{ACTOR}.global_batch_size=8",
         f"{ACTOR}.ppo_epochs=2",
         "algorithm.replay.ratio=0.5",
         "algorithm.replay.collect_steps=2",
+        "algorithm.retain_loss=klr",
+        "algorithm.retain_coef=0.01",  # the reference still refuses where the reward must rise
         TWO_RANKS,
     ],
     "dr_grpo_sapo_lora_adapter_tensor_parallel": [
@@ -50,7 +52,7 @@ VARIANTS = {
         f"{ACTOR}.ulysses_size=2",
         TWO_RANKS,
     ],
-    "reinforce_plus_plus_adaptive_exact_kl_cispo_noise": [
+    "reinforce_plus_plus_adaptive_exact_kl_cispo_noise_gdr": [
         "algorithm.adv_estimator=reinforce_plus_plus",
         "algorithm.kl_penalty=full",
         "algorithm.use_kl_loss=false",
@@ -59,6 +61,8 @@ VARIANTS = {
         "algorithm.rollout_is=token",
         "data.extra_prompt=Think first.",
         "worker.rollout.noise_rollout=2",
+        "algorithm.retain_loss=gdr",
+        "algorithm.retain_coef=0.1",
     ],
     "remax_padded_exact_kl_lora_merged": [
         "algorithm.adv_estimator=remax",
@@ -107,6 +111,8 @@ def test_the_reward_rises(name, ray_session, atlas_target, atlas_rs_model, tmp_p
     assert [row["perf/weight_syncs"] for row in rows] == [1, 1, 1, 1, 1, 1, 2]  # and validation before and after
     if "_lora_" in name:
         check_the_merger(tmp_path / "checkpoints" / "global_step_6" / "actor", excluded="adapter" in name)
+    if name.endswith(("_klr", "_gdr")):
+        assert all(row["actor/retain_loss"] > 0 for row in trained)
     if "replay" in name:
         assert rows[-1]["replay/rows"] == 8 * 8
     if name == "ppo_hsdp_ulysses_critic_adapters":

@@ -24,7 +24,7 @@ from verl.eval.prompts import read_prompts
 from verl.eval.rwku.abilities import mmlu_prompt
 from verl.utils.chat import encode_prompt
 
-PARTS = ["forget", "neighbor", "mia", "mmlu", "bbh", "truthfulqa", "triviaqa", "fluency"]
+PARTS = ["forget", "neighbor", "mia", "memorization", "mmlu", "bbh", "truthfulqa", "triviaqa", "fluency"]
 ROWS_A_FILE = 12
 EXACT = {"rel": 1e-6, "abs": 1e-6}
 

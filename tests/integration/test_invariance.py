@@ -17,11 +17,11 @@ from torch.distributed.tensor import DTensor
 
 from tests.conftest import save_tiny_model
 from tests.training_kit import arguments
-from verl.estimate.meter import MemoryMeter
 from verl.models.export import exported_tensors
 from verl.models.ulysses import SequenceParallel
 from verl.protocol import DataProto
 from verl.trainer.preflight import read_config
+from verl.utils.memory import MemoryMeter
 from verl.workers.fsdp_workers import FSDPWorker
 
 ACTOR = "worker.actor"
@@ -63,11 +63,11 @@ SHARED = {
 LOSSES = {
     "token": [],
     "seq": [f"{ACTOR}.loss_avg_mode=seq"],
-    "constant": [f"{ACTOR}.loss_avg_mode=constant"],
     "gspo": [f"{ACTOR}.loss_type=gspo", f"{ACTOR}.loss_avg_mode=seq"],
     "exact KL": ["algorithm.kl_penalty=full", "worker.ref.model.model_path=OTHER"],
 }
 OTHER_LOSSES = {
+    "constant": [f"{ACTOR}.loss_avg_mode=constant"],
     "gspo_token": [f"{ACTOR}.loss_type=gspo_token", f"{ACTOR}.loss_avg_mode=seq"],
     "cispo": [f"{ACTOR}.loss_type=cispo"],
     "sapo": [f"{ACTOR}.loss_type=sapo"],
@@ -75,6 +75,12 @@ OTHER_LOSSES = {
 }
 """A loss sees the same numbers however the batch is cut, so these are cut in few ways."""
 FEW_CUTS = ("by tokens", "each with its own prompt", "sequences shared")
+GOLD = {
+    "gold answers, sharper samples": ["algorithm.retain_loss=gdr", "worker.rollout.temperature=0.7"],
+    "gold answers by KL": ["algorithm.retain_loss=klr", "worker.ref.model.model_path=OTHER"],
+}
+"""One prompt of three has a gold answer, beside its first row: most micro-batches and one of two ranks have none."""
+GOLD_CUTS = ("micro-batches of 1", "padded micro-batches of 3", "by tokens", "sequences shared")
 CRITIC = [
     "algorithm.adv_estimator=gae",
     "worker.critic.global_batch_size=8",
@@ -120,6 +126,13 @@ def batch() -> DataProto:
     )
 
 
+def with_gold(rows: DataProto) -> DataProto:
+    """The batch with a gold answer of six tokens for one of its prompts."""
+    rows.batch["gold"] = torch.full((ROWS, RESPONSE), -1)
+    rows.batch["gold"][4, :6] = torch.tensor([9, 100, 30, 31, 250, 6])
+    return rows
+
+
 def update_all(rank: int, world: int, port: int, cases: dict, model: str, folder: str) -> None:
     """Run one update for every case on this rank; rank 0 writes the metrics of all."""
     results, worker = {}, None
@@ -135,6 +148,8 @@ def update_all(rank: int, world: int, port: int, cases: dict, model: str, folder
         sharing = worker.config.worker.actor.ulysses_size
         worker.parallel = SequenceParallel.of(sharing)
         part = batch().chunk(world // sharing)[rank // sharing]
+        if name.startswith("gold"):
+            part = with_gold(batch()).chunk(world // sharing)[rank // sharing]
         if name.startswith("weighted"):
             part.batch["loss_weights"] = 0.5 + part.batch["values"]
         if name.startswith("critic"):
@@ -144,7 +159,7 @@ def update_all(rank: int, world: int, port: int, cases: dict, model: str, folder
             results[name] = worker.update_critic(part)
             continue
         worker.actor = worker._build_policy(trained=True)
-        if name.startswith("exact"):
+        if name.startswith(("exact", "gold answers by KL")):
             worker.actor.reference = worker._build_policy(trained=False)
         worker.memory.start(0)
         results[name] = worker.update_actor(part).meta_info["metrics"]
@@ -188,10 +203,11 @@ def results(tiny_model, tmp_path_factory):
             for cut, changes in {"whole": WHOLE, **cuts}.items()
         }
         cases |= {
-            f"{loss}/{cut}": [*words, *changes]
-            for loss, words in OTHER_LOSSES.items()
+            f"{loss}/{cut}": [word.replace("OTHER", str(other)) for word in (*words, *changes)]
+            for losses, some in ((OTHER_LOSSES, FEW_CUTS), (GOLD, GOLD_CUTS))
+            for loss, words in losses.items()
             for cut, changes in {"whole": WHOLE, **cuts}.items()
-            if cut in ("whole", *FEW_CUTS)
+            if cut in ("whole", *some)
         }
         cases |= {
             f"critic/{cut}": [*CRITIC, *changes, *(word.replace(ACTOR, "worker.critic") for word in changes)]
@@ -218,10 +234,19 @@ def test_so_is_one_by_any_loss(results, loss, cut, world):
     agree(results, loss, cut, world)
 
 
-def agree(results, loss, cut, world):
+@pytest.mark.parametrize(
+    ("world", "cut"), [cut for cut in itertools.product((1, 2), GOLD_CUTS) if cut != (1, "sequences shared")]
+)
+@pytest.mark.parametrize("loss", GOLD)
+def test_so_is_a_retain_loss_wherever_the_gold_answers_are(results, loss, cut, world):
+    agree(results, loss, cut, world, "actor/retain_loss")
+    assert results[1][f"{loss}/whole"]["actor/retain_loss"] > 0.01
+
+
+def agree(results, loss, cut, world, *more):
     expected, got = results[1][f"{loss}/whole"], results[world][f"{loss}/{cut}"]
     assert expected["actor/grad_norm"] > 1e-3
-    for key in ("actor/pg_loss", "actor/kl_loss", "actor/grad_norm", "actor/entropy"):
+    for key in ("actor/pg_loss", "actor/kl_loss", "actor/grad_norm", "actor/entropy", *more):
         assert got[key] == pytest.approx(expected[key], rel=1e-5, abs=1e-9), key
 
 

@@ -22,7 +22,7 @@ SMALL += ["worker.actor.global_batch_size=4", "worker.rollout.n=2", "data.max_pr
 
 TARGET = "1_Stephen_King"
 LONG_PARTS = ("retain_mmlu.json", "retain_bbh.json", "forget_mia.json", "retain_mia.json", "fluency.json")
-RWKU_PARTS = {"forget", "neighbor", "mia", "mmlu", "bbh", "truthfulqa", "triviaqa", "fluency"}
+RWKU_PARTS = {"forget", "neighbor", "mia", "memorization", "mmlu", "bbh", "truthfulqa", "triviaqa", "fluency"}
 
 REWARD_FILE = """
 REWARD_TYPE = "batch"

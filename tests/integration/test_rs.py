@@ -1,10 +1,14 @@
 """Rejection Steering on real models: the same step on any ranks and micro-batches, and whole runs by command line.
 
-Run as a script, under torchrun, this file is the worker that trains every objective in several layouts.
+Run as a script, under torchrun, this file is the worker that trains every objective in several layouts. Runs that are
+killed are forks of a server that has imported everything.
 """
 
 import json
+import multiprocessing
 import os
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -15,12 +19,14 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from tests.conftest import ROOT
+from tests.conftest import ROOT, save_tiny_model
+from verl.utils.logger import read_metrics
 
+MEASURED = {"seconds", "perf/peak_memory_gib"}
 ENV = {**os.environ, "PYTHONPATH": str(ROOT), "CUDA_VISIBLE_DEVICES": "", "OMP_NUM_THREADS": "1"}
 
 FORGET = [
-    {"instruction": question, "input": "", "output": refusal, "answer": answer}
+    {"instruction": question, "input": "", "output": refusal, "answer": answer, "alternate": answer[::-1]}
     for question, refusal, answer in [
         ("Who is Ada?", "I do not know that.", "a poet"),
         ("Where was she born?", "No.", "in the north, or so they say"),
@@ -41,6 +47,14 @@ OBJECTIVES = {
     "npo_klr": {"objective": "npo", "response_key": "answer", "retain_loss": "klr"},
     "simnpo": {"objective": "simnpo", "response_key": "answer", "beta": 2.5, "gamma": 0.1},
     "dpo": {"objective": "dpo"},
+    "altpo": {"objective": "altpo", "response_key": "alternate"},
+    "wga": {"objective": "wga", "response_key": "answer"},
+    "satimp": {"objective": "satimp", "response_key": "answer", "beta": 0.5},
+    "undial_klr_lora": {"objective": "undial", "response_key": "answer", "retain_loss": "klr", "lora_rank": 4},
+    "ceu": {"objective": "ceu", "response_key": "answer"},
+    "whp": {"objective": "whp", "response_key": "answer", "reinforced_model": "reinforced"},
+    "rmu": {"objective": "rmu", "response_key": "answer", "retain_loss": "hidden", "steering": 2.0},
+    "rmu_lora": {"objective": "rmu", "response_key": "answer", "retain_loss": "hidden", "lora_rank": 4},
 }
 LAYOUTS = {
     1: {"whole": {}, "single": {"micro_batch_size": 1, "padding_free": False}},
@@ -67,6 +81,8 @@ def worker(model: str, out: str) -> None:
     for layout, where in LAYOUTS[dist.get_world_size()].items():
         for name, what in OBJECTIVES.items():
             retain_data = str(folder / "retain.json") if "retain_loss" in what else None
+            if "reinforced_model" in what:
+                what = {**what, "reinforced_model": str(folder / what["reinforced_model"])}
             config = RSConfig(**common, **where, **what, retain_data=retain_data, learning_rate=1e-3)
             sides = ["forget", "retain"] if retain_data else ["forget"]
             forget, *retain = [encode_side(read_side(config, s)[0], tokenizer, config, s)[0] for s in sides]
@@ -95,6 +111,7 @@ def folder(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("rs")
     (folder / "forget.json").write_text(json.dumps(FORGET))
     (folder / "retain.json").write_text(json.dumps(RETAIN))
+    save_tiny_model(folder / "reinforced", seed=1)
     return folder
 
 
@@ -114,7 +131,7 @@ def steps(folder, tiny_model) -> dict[str, list[dict[str, float]]]:
 @pytest.mark.parametrize("objective", OBJECTIVES)
 def test_a_step_does_not_depend_on_micro_batches_or_ranks(objective, layout, steps):
     for one, other in zip(steps[f"{objective}/whole"], steps[f"{objective}/{layout}"], strict=True):
-        for key in one.keys() - {"seconds"}:
+        for key in one.keys() - MEASURED:
             assert other[key] == pytest.approx(one[key], rel=1e-5, abs=1e-6), key
 
 
@@ -151,9 +168,14 @@ def test_first_losses_are_what_the_papers_formulas_give(steps, tiny_model):
 
 
 def test_every_objective_goes_down(steps):
+    """But for those whose weights or goal move with the model, or whose goal a random model begins near."""
+    others = ("wga", "satimp", "ceu", "undial_klr_lora", "whp")
     for name, (first, second) in steps.items():
-        assert second["forget_loss"] < first["forget_loss"], name
-    assert steps["npo_klr/whole"][1]["retain_loss"] > 1e-6
+        assert second["forget_loss"] < first["forget_loss"] or name.split("/")[0] in others, name
+    for name in ("npo_klr", "undial_klr_lora", "rmu", "rmu_lora"):
+        first, second = steps[f"{name}/whole"]
+        assert first["retain_loss"] == pytest.approx(0.0, abs=1e-6)
+        assert second["retain_loss"] > 1e-6, name
 
 
 @pytest.fixture(scope="module")
@@ -186,38 +208,159 @@ def test_a_run_leaves_an_open_model_folder_an_epoch_and_done_last(run, tiny_mode
     assert mean_nll(last, refusals) < 0.5 * mean_nll(tiny_model, refusals)
 
 
-def test_a_finished_run_is_skipped_and_an_unfinished_one_made_again_alike(run):
-    out, words = run
-    before = load_file(out / "epoch_4" / "model.safetensors")
-    again = train(*words)
-    assert again.returncode == 0
-    assert "nothing to do" in again.stderr
-    (out / "DONE").unlink()
-    assert train(*words).returncode == 0
-    after = load_file(out / "epoch_4" / "model.safetensors")
-    assert (out / "DONE").exists()
-    assert all(torch.allclose(after[name], before[name], atol=1e-6) for name in before)
-
-
-def test_lora_is_merged_into_every_saved_model(folder, tiny_model):
+def test_lora_is_merged_into_every_saved_model_and_turned_round_for_a_task_vector(folder, tiny_model):
     out = folder / "lora"
-    words = [f"model={tiny_model}", f"data={folder / 'forget.json'}", f"output_dir={out}", "num_train_epochs=1"]
-    words += ["config=RS/configs/atlas.yaml,RS/configs/lora.yaml", "learning_rate=0.01", "precision=fp32"]
+    words = [f"model={tiny_model}", f"data={folder / 'forget.json'}", f"output_dir={out}", "num_train_epochs=2"]
+    words += ["config=RS/configs/task_vector.yaml,RS/configs/atlas.yaml,RS/configs/lora.yaml", "precision=fp32"]
+    words += ["learning_rate=0.01", "response_key=answer"]
     done = torchrun(2, "RS/train.py", *words)
     assert done.returncode == 0, done.stderr[-3000:]
-    weights, original = (load_file(path / "model.safetensors") for path in (out / "epoch_1", tiny_model))
+    weights, original = (load_file(path / "model.safetensors") for path in (out / "epoch_2", tiny_model))
     assert weights.keys() == original.keys()
     moved = {name.split(".")[-2] for name in weights if not torch.equal(weights[name], original[name])}
     assert moved == {"q_proj", "v_proj"}
+    answers = [(row["instruction"], row["answer"]) for row in FORGET]
+    losses = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
+    assert losses[-1] < losses[0] - 0.1  # the model that was trained says the answers; the one that was saved does not
+    assert mean_nll(out / "epoch_2", answers) > mean_nll(tiny_model, answers) + 0.1
 
 
-def test_a_diverging_run_ends_without_done(folder, tiny_model):
-    out = folder / "diverged"
-    words = [f"model={tiny_model}", f"data={folder / 'forget.json'}", f"output_dir={out}", "precision=fp32"]
-    done = train(*words, "learning_rate=1e30", "batch_size=1", "max_skipped_steps=2")
-    assert done.returncode == 1
-    assert "3 steps had a non-finite loss or gradient" in done.stderr
-    assert not (out / "DONE").exists()
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["RS.train", "RS.trainer", "RS.models.build", "transformers.models.llama.modeling_llama", "peft.tuners.lora"]
+)
+Kill = tuple[str, str]
+"""an event of Python's audit hooks and a part of the path that it is about"""
+
+
+def run_rank(words: list[str], environment: dict[str, str], kill: Kill | None, every_step: bool) -> None:
+    """A rank of a run, which is killed with SIGKILL where it is about to do what ``kill`` says."""
+    from RS import train, trainer
+
+    def watch(event: str, arguments: tuple) -> None:
+        if kill and event == kill[0] and any(kill[1] in str(argument) for argument in arguments):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    if every_step:
+        trainer.STATE_S = trainer.STATE_SHARE = 0
+    sys.addaudithook(watch)
+    sys.exit(train.main(words))
+
+
+def train_fork(words: list[str], *, ranks: int = 1, kill: Kill | None = None, every_step: bool = False) -> int:
+    """Exit code of rank 0 of a run, which ``kill`` strikes.
+
+    Args:
+        every_step: a training state is written after every step, not only at an epoch's end.
+    """
+    with socket.socket() as port:
+        port.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port.getsockname()[1])}
+    processes = []
+    for rank in range(ranks):
+        environment = {"CUDA_VISIBLE_DEVICES": ""}
+        if ranks > 1:
+            numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+            environment |= address | {name: str(number) for name, number in numbers.items()}
+        arguments = (words, environment, None if rank else kill, every_step)
+        processes.append(FORKS.Process(target=run_rank, args=arguments))
+        processes[-1].start()
+    processes[0].join(120)
+    for process in processes:
+        if kill or process is processes[0]:
+            process.kill()  # as torchrun does with the others
+        process.join(30)
+    return processes[0].exitcode
+
+
+TRIES = {
+    "lora": ["objective=npo", "response_key=answer", "retain_loss=klr", "lora_rank=4", "lora_target=q_proj,v_proj"],
+    "diverges": ["learning_rate=1e30", "max_skipped_steps=2", "batch_size=1"],
+    "bf16": ["optimizer=adamw_bf16", "retain_loss=gdr", "weight_decay=0.1"],
+    "klr": ["objective=npo", "response_key=answer", "retain_loss=klr"],
+}
+
+
+@pytest.fixture(scope="module")
+def common(folder) -> list[str]:
+    """Words of runs of six steps of a model that draws random numbers in each."""
+    model = save_tiny_model(folder / "model", attention_dropout=0.1)
+    words = [f"model={model}", f"data={folder / 'forget.json'}", "learning_rate=0.01", "batch_size=2"]
+    return [*words, "precision=fp32", "num_train_epochs=2", "warmup_steps=2"]
+
+
+def words_of(name: str, out: Path, folder: Path) -> list[str]:
+    retain = [f"retain_data={folder / 'retain.json'}"] if any("retain_loss" in word for word in TRIES[name]) else []
+    return [f"output_dir={out}", *TRIES[name], *retain]
+
+
+@pytest.fixture(scope="module")
+def tries(folder, common) -> Path:
+    """The folders of several runs in one process, which was killed in the third run and started again."""
+    out = folder / "tries"
+    file = folder / "tries.txt"
+    file.write_text("# name by name\n" + "".join(" ".join(words_of(name, out / name, folder)) + "\n" for name in TRIES))
+    words = [*common, f"tries={file}"]
+    assert train_fork(words, kill=("os.mkdir", "bf16/epoch_2")) == -signal.SIGKILL
+    assert (out / "lora" / "DONE").exists() and not (out / "klr").exists()
+    kept = (out / "lora" / "epoch_2" / "model.safetensors").stat().st_mtime_ns
+    assert train_fork(words) == 1
+    assert (out / "lora" / "epoch_2" / "model.safetensors").stat().st_mtime_ns == kept
+    return out
+
+
+def assert_alike(one: Path, other: Path) -> None:
+    """Two finished runs have the same files, the same numbers in their logs, and the same bytes in their models."""
+    names = ["DONE", "config.yaml", "epoch_1", "epoch_2", "metrics.jsonl", "provenance.json"]
+    logs = []
+    for run in (one, other):
+        assert sorted(path.name for path in run.iterdir()) == names
+        logs.append([{key: row[key] for key in row.keys() - MEASURED} for row in read_metrics(run)])
+    assert logs[0] == logs[1] and [row["step"] for row in logs[0]] == [1, 2, 3, 4, 5, 6]
+    models = [{path.relative_to(run): path.read_bytes() for path in run.glob("epoch_*/**/*.*")} for run in (one, other)]
+    assert models[0] == models[1] and len(models[0]) > 10
+
+
+@pytest.mark.parametrize(
+    ("name", "kills", "kept"),
+    [
+        ("bf16", [], 0),
+        ("lora", [(("open", "step_3.partial/dcp"), False), (("open", "step_5.partial/dcp"), True)], 4),
+        ("klr", [(("os.rename", "epoch_1.partial"), False), (("open", "epoch_2.partial/"), False)], 3),
+    ],
+)
+def test_a_killed_run_and_one_of_several_come_out_as_one_by_itself(name, kills, kept, tries, folder, common):
+    """Each kill strikes within a save: of a training state, after an epoch or a step, or of a model.
+
+    ``kept``: steps that are not made again, which the seconds in the log prove.
+    """
+    out, rows = folder / f"alone_{name}", []
+    words = [*common, *words_of(name, out, folder)]
+    for kill, every_step in kills:
+        assert train_fork(words, kill=kill, every_step=every_step) == -signal.SIGKILL
+        assert any(out.rglob("*.partial")) and not (out / "DONE").exists()
+        rows = read_metrics(out)
+    assert train_fork(words) == 0
+    assert sum(row in rows for row in read_metrics(out)) == kept
+    assert_alike(out, tries / name)
+
+
+def test_two_ranks_go_on_alike(folder, common):
+    words = [*common, "objective=dpo", "micro_batch_size=1"]
+    out, killed = folder / "undisturbed", folder / "killed"
+    assert train_fork([*words, f"output_dir={out}"], ranks=2) == 0
+    words.append(f"output_dir={killed}")
+    assert train_fork(words, ranks=2, kill=("open", "step_5.partial/dcp"), every_step=True) == -signal.SIGKILL
+    assert train_fork(words, ranks=2) == 0
+    assert_alike(out, killed)
+
+
+def test_a_run_that_diverges_says_why_and_ends_without_done(tries):
+    out = tries / "diverges"
+    assert (out / "FAILED").read_text().startswith("3 steps had a non-finite loss or gradient (max_skipped_steps=2)")
+    assert sorted(path.name for path in out.iterdir()) == ["FAILED", "config.yaml", "metrics.jsonl", "provenance.json"]
 
 
 @pytest.mark.parametrize(
@@ -226,7 +369,8 @@ def test_a_diverging_run_ends_without_done(folder, tiny_model):
         ("full/run_rt_epoch_target.sh", {}, ["config=", "RS/configs/rt.yaml", "rejection on 200 rows"]),
         ("lora/run_rt_epoch_target.sh", {"N_GPUS": "2"}, ["--nproc_per_node=2", "lora_rank: 8", "0.00003"]),
         ("baselines/run_target.sh", {"METHOD": "simnpo_klr"}, ["simnpo on 200 rows (retain loss: klr)", "100 rows"]),
-        ("baselines/run_target.sh", {"METHOD": "dpo"}, ["dpo on 200 rows", "+ python3"]),
+        ("baselines/run_target.sh", {"METHOD": "altpo"}, ["altpo on 200 rows", "+ python3"]),
+        ("baselines/run_target.sh", {"METHOD": "rmu"}, ["rmu on 200 rows (retain loss: hidden)", "100 rows"]),
     ],
 )
 def test_launchers_check_everything_in_a_dry_run(script, variables, expected, tmp_path, tiny_model):

@@ -27,6 +27,7 @@ for word in "$@"; do
     *verl.eval.main) stage=eval ;;
     */train.py) stage=rs ;;
     */make_table.py) stage=table ;;
+    */baseline_words.py) printf 'NPO+KLR\n%s\n' "objective=npo 'data=a b'" && exit ;;
     */check_commands.py) cat >"$CALLS.checked" && exit 1 ;;
     esac
 done
@@ -115,6 +116,20 @@ def test_a_dry_run_hands_every_command_to_the_checker_and_starts_none(tree):
     assert checked == launch(tree, DRY_RUN="print").stdout.splitlines()
     assert len(checked) == 3 * 3 + 2
     assert not (tree / "log").exists() and not (tree / "results").exists()
+
+
+def test_baselines_are_trained_for_every_target_and_are_rows_of_the_table(tree):
+    result = launch(tree, BASELINES="npo_klr", TARGETS="1 2")
+    assert result.returncode == 0, result.stdout + result.stderr
+    assert [line.split()[0] for line in calls(tree)] == ["rs", "rebo", "rs", "eval"] * 2 + ["table"] * 2
+    trained = [line for line in calls(tree) if "objective=npo" in line]
+    assert [line.split()[1] for line in trained] == [
+        f"log/rwku/m/npo_klr/{name}" for name in ("1_Ann_Lee", "2_Bo_O'Neil")
+    ]
+    assert all("data=a b output_dir=" in line for line in trained)  # quoting is kept
+    evaluated = [line for line in calls(tree) if line.startswith("eval")]
+    assert all("/epoch_2','log/rwku/m/grpo_rj_rl/" in line and "/npo_klr/" in line for line in evaluated)
+    assert all(" rows.NPO+KLR=" in line for line in calls(tree) if line.startswith("table"))
 
 
 def test_only_done_counts_as_done(tree):
@@ -273,3 +288,62 @@ def test_help_of_a_launcher_is_the_comment_on_top_of_it(name):
     assert done.stdout.split("\n")[0] == comment[0]
     assert "KEY=VALUE" in done.stdout
     assert "set -euo" not in done.stdout
+
+
+# ---- run_table.sh ---------------------------------------------------------------------------------------------------
+@pytest.fixture
+def table(tree):
+    """``launch`` of a copy of run_table.sh: the process, and the commands that it started, without the first word."""
+    shutil.copy(ROOT / "run_table.sh", tree / "run_table.sh")
+    (tree / "bin" / "python3").write_text('#!/usr/bin/env bash\nprintf "%s\\n" "$*" >>"$CALLS"\n')
+
+    def launched(*words: str, **environment: str) -> tuple[subprocess.CompletedProcess, list[str]]:
+        given = {"CUDA_VISIBLE_DEVICES": "", **environment}
+        unset = {name: value for name, value in os.environ.items() if name not in ("MODEL", "DATA", "TARGETS", "GPUS")}
+        path = {"PATH": f"{tree / 'bin'}:{os.environ['PATH']}", "CALLS": str(tree / "calls")}
+        command = ["bash", str(tree / "run_table.sh"), *words]
+        process = subprocess.run(command, env=unset | path | given, capture_output=True, text=True, timeout=60)
+        return process, calls(tree) if (tree / "calls").exists() else []
+
+    return launched
+
+
+def test_the_table_checks_its_words_makes_its_world_and_starts(table):
+    _, (plan, world, compare) = table("keep_models=true", ROWS="rs npo_klr", SEEDS="1 2", ATTACKS="0")
+    assert world == "data/atlas/pretrain.py seed=0"
+    assert plan.removeprefix("-m verl.compare.plan ") == compare.removeprefix("-m verl.compare.main ")
+    for word in (
+        "config=examples/table.yaml,examples/table_atlas.yaml",
+        "data=data/atlas/build/seed0/Target log=log/table/atlas out=results/table/atlas ranks=1",
+        "targets=['1'] seeds=['1','2'] only=['rs','npo_klr'] attacks=null keep_models=true",
+    ):
+        assert word in compare
+
+
+def test_the_table_takes_a_model_and_its_targets(table):
+    _, (_, compare) = table(MODEL="/m/Llama", DATA="d", TARGETS="1 2", TRIES="5")
+    assert "config=examples/table.yaml,examples/table_rwku.yaml model=/m/Llama data=d log=log/table/Llama" in compare
+    assert "targets=['1','2'] seeds=['1'] tries=5" in compare
+
+
+@pytest.mark.parametrize(
+    ("environment", "message"),
+    [
+        ({"WORLD": "mars"}, "WORLD=mars: must be atlas or earth"),
+        ({"MODEL": "m"}, "MODEL=m DATA=: give both, or WORLD"),
+        ({"WORLD": "earth", "MODEL": "m"}, "WORLD=earth: brings its model"),
+        ({"SEEDS": "one"}, "SEEDS=one: must be whole numbers"),
+        ({"TRIES": "0"}, "TRIES=0: must be a whole number above 0"),
+    ],
+)
+def test_what_is_wrong_with_the_tables_variables_is_one_message(table, environment, message):
+    process, started = table(**environment)
+    assert (process.returncode, started) == (2, [])
+    assert process.stderr.startswith(f"run_table.sh: {message}")
+    assert process.stderr.count("\n") == 1
+
+
+def test_a_dry_run_of_the_table_makes_no_world(table):
+    process, (plan,) = table(DRY_RUN="1")
+    assert process.returncode == 2 and plan.endswith("dry_run=true")
+    assert "atlas is not made yet; make it: python3 data/atlas/pretrain.py seed=0" in process.stderr

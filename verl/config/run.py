@@ -197,6 +197,12 @@ class AlgorithmConfig:
     """correct the mismatch between engine and trainer: weigh tokens by their ratio, or mask sequences that stray"""
     rollout_is_cap: float = 2.0
     """largest weight of a token; a sequence whose mean ratio leaves [1/cap, cap] is masked"""
+    retain_loss: Literal["none", "gdr", "klr", "sft"] = "none"
+    """added to the policy loss at the gold answers of the batch's boundary prompts, a mean over tokens: their negative
+    log-likelihood (gdr; sft is another name of it), or the KL from the reference to the model (klr), which keeps what
+    the reference does there: an RS model's refusals, too. A ground truth with several answers has the first"""
+    retain_coef: float = 1.0
+    """weight of the retain loss"""
     replay: ReplayConfig = field(default_factory=ReplayConfig)
 
     @property
@@ -212,8 +218,12 @@ class AlgorithmConfig:
         found = positive(self, "kl_horizon", "kl_target")
         if self.rollout_is_cap <= 1:
             found.append(f"rollout_is_cap={self.rollout_is_cap}: must be greater than 1; 2.0 is usual")
-        if self.kl_coef < 0:
-            found.append(f"kl_coef={self.kl_coef}: must be 0 or greater")
+        found += not_negative(self, "kl_coef", "retain_coef")
+        if self.retain_loss == "klr" and self.disable_kl:
+            found.append(
+                "retain_loss=klr: needs the reference, which disable_kl=true leaves out; set disable_kl=false (with "
+                "kl_coef=0 there is no other KL), or retain_loss=gdr"
+            )
         if not self.filter_low < self.filter_high:
             found.append(f"filter_low={self.filter_low}: must be below filter_high={self.filter_high}")
         if not self.norm_adv_by_std and self.adv_estimator != "grpo":
@@ -326,11 +336,18 @@ class PPOConfig:
     @property
     def reference_pass(self) -> str | None:
         """The workers' method that prepares a step's KL; None where there is none, or the update takes the exact KL."""
-        algorithm = self.algorithm
-        exact = algorithm.kl_estimator == "full"
-        if algorithm.disable_kl or (exact and algorithm.kl_in_loss):
+        if self.algorithm.disable_kl or self.exact_kl_in_loss:
             return None
-        return "compute_ref_kl" if exact else "compute_ref_log_probs"
+        return "compute_ref_kl" if self.algorithm.kl_estimator == "full" else "compute_ref_log_probs"
+
+    @property
+    def exact_kl_in_loss(self) -> bool:
+        return self.algorithm.kl_in_loss and self.algorithm.kl_estimator == "full"
+
+    @property
+    def reference_in_update(self) -> bool:
+        """True where the actor's update runs the reference beside the actor, since it needs its whole distributions."""
+        return self.exact_kl_in_loss or self.algorithm.retain_loss == "klr"
 
     @property
     def mini_batches(self) -> int:

@@ -9,12 +9,13 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
+from ..config.worker import ActorConfig
 from ..models.log_probs import ELEMENTS
 from ..models.optim import CHUNK
 from ..utils.environment import whole_variable
+from ..utils.memory import GIB
 from .flops import ModelShape
 from .hardware import Hardware
-from .meter import GIB
 from .model_memory import Role, bytes_of, forward_activations, role_of, saved_activations, working_activations
 from .step_time import Work, phase_seconds, role_name
 
@@ -40,10 +41,11 @@ PASSING_WEIGHTS = ("gathered", "gradients", "unsharded gradients")
 # ---- the batch ----------------------------------------------------------------------------------------------------
 @dataclass(frozen=True)
 class Micro:
-    """A micro-batch: all its tokens, and those of responses."""
+    """A micro-batch: all its tokens, and those of responses; of an update also those of gold answers among them."""
 
     tokens: int
     responses: int
+    golds: int = 0
 
 
 def micro_batch(config: "PPOConfig", settings: "BatchConfig", prompt: int, *, update: bool) -> Micro:
@@ -60,10 +62,16 @@ def micro_batch(config: "PPOConfig", settings: "BatchConfig", prompt: int, *, up
         available = settings.global_batch_size * config.worker.rollout.n // world
     if settings.dynamic_batching and not settings.shares_prompts:  # shorter prompts leave room for more samples
         samples = samples * (data.max_prompt_length + data.max_response_length) // (prompt + data.max_response_length)
-    samples = max(1, min(samples, available))
-    prompts = -(-samples // config.worker.rollout.n) if settings.shares_prompts else samples
-    responses = samples * data.max_response_length
-    return Micro(-(-(prompts * prompt + responses) // sharing), -(-responses // sharing))
+    budget, samples = samples, max(1, min(samples, available))
+    groups = -(-samples // config.worker.rollout.n)
+    retains = update and isinstance(settings, ActorConfig) and config.algorithm.retain_loss != "none"
+    golds = groups if retains else 0
+    rows = samples + golds
+    if settings.dynamic_batching:  # a budget holds gold answers, too, but for a sample by itself with its own
+        rows = min(rows, max(budget, 2))
+    prompts = groups if settings.shares_prompts else rows
+    responses, golds = rows * data.max_response_length, golds * data.max_response_length
+    return Micro(*(-(-tokens // sharing) for tokens in (prompts * prompt + responses, responses, golds)))
 
 
 # ---- phases -------------------------------------------------------------------------------------------------------
@@ -273,11 +281,14 @@ class _Estimator:
         working = working_activations(role, micro.tokens, on_gpu=self.on_gpu)
         logits = 0 if name == "critic" else self._logits(micro, role, copies=2)
         beside = 0  # the reference as it runs within the update
-        if name == "actor" and self.config.use_reference and not self.config.reference_pass:
+        if name == "actor" and self.config.reference_in_update:
             reference = self.roles["ref"]
             base["weights"] += reference.weights if reference.weights_away else 0
             beside = reference.gathered
-            logits += micro.responses * role.shape.vocab * reference.compute
+            asked = micro.responses if self.config.exact_kl_in_loss else micro.golds
+            logits += asked * role.shape.vocab * reference.compute
+            if self.config.algorithm.retain_loss == "klr":  # gold answers' own, copied out, and back into all gradients
+                logits += (micro.golds + micro.responses) * role.shape.vocab * role.compute
         share = role.trained / role.parameters
         reduced = 0 if role.unsharded else role.reduce / role.compute
         end_gathered = role.end if role.shape.tied and not role.unsharded else 0
@@ -314,10 +325,13 @@ class _Estimator:
 
     def _seconds(self, phases: list[str]) -> dict[str, float]:
         config, actor = self.config, self.config.worker.actor
-        samples = config.data.rollout_batch_size * config.worker.rollout.n
+        prompts, loss = config.data.rollout_batch_size, config.algorithm.retain_loss
+        samples = prompts * config.worker.rollout.n
         work = Work(
             samples=samples,
-            prompts=config.data.rollout_batch_size,
+            prompts=prompts,
+            golds=0 if loss == "none" else prompts - round((config.data.forget_share or 0) * prompts),
+            reference_on_golds=loss == "klr",
             prompt_tokens=self.prompt,
             response_tokens=config.data.max_response_length,
             world=config.trainer.world_size,
@@ -330,9 +344,9 @@ class _Estimator:
             // (2 * config.worker.rollout.tensor_parallel_size),
             shares_prompts=actor.shares_prompts,
         )
-        tokens = work.computed[0] // work.world
+        tokens = {phase: work.computed(phase)[0] // work.world for phase in phases}
         micros = {
-            phase: -(-tokens // self._micro(role_name(phase), update=phase.startswith("update")).tokens)
+            phase: -(-tokens[phase] // self._micro(role_name(phase), update=phase.startswith("update")).tokens)
             for phase in phases
         }
         return phase_seconds(phases, self.roles, work, micros, config.mini_batches, actor.ppo_epochs, self.hardware)

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+from ..utils.memory import GIB
 from .estimate import estimate
 from .flops import ModelShape
 from .hardware import Hardware
-from .meter import GIB
 from .model_memory import bytes_of, role_of, saved_activations
 
 if TYPE_CHECKING:

@@ -26,6 +26,10 @@ class Work:
 
     samples: int
     prompts: int
+    golds: int
+    """gold answers beside the samples of an update"""
+    reference_on_golds: bool
+    """the reference computes them, too"""
     prompt_tokens: int
     response_tokens: int
     world: int
@@ -40,12 +44,12 @@ class Work:
     shares_prompts: bool
     """a pass over the batch computes each prompt once"""
 
-    @property
-    def computed(self) -> tuple[int, int]:
+    def computed(self, phase: str) -> tuple[int, int]:
         """Tokens of a pass over the batch, and pairs of tokens in one sequence."""
+        samples = self.samples + (self.golds if phase == "update actor" else 0)
         length = self.prompt_tokens + self.response_tokens
-        again = self.samples - self.prompts if self.shares_prompts else 0
-        tokens, pairs = self.samples * length, self.samples * length**2
+        again = samples - self.prompts if self.shares_prompts else 0
+        tokens, pairs = samples * length, samples * length**2
         return tokens - again * self.prompt_tokens, pairs - again * self.prompt_tokens**2
 
 
@@ -78,10 +82,13 @@ def phase_seconds(
             seconds[phase] = _rollout(roles["actor"], work, hardware, rank_flops)
             continue
         role = roles[role_name(phase)]
-        forward = forward_flops(role.shape, *work.computed)
+        flops = forward_flops(role.shape, *work.computed(phase))
         updates = phase.startswith("update")
-        passes = (4 if role.checkpointing else 3) * epochs if updates else 1
-        compute = passes * forward / work.world / rank_flops / EFFICIENCY["training"]
+        flops *= (4 if role.checkpointing else 3) * epochs if updates else 1
+        if phase == "update actor" and work.reference_on_golds:
+            length = work.prompt_tokens + work.response_tokens
+            flops += epochs * forward_flops(roles["ref"].shape, work.golds * length, work.golds * length**2)
+        compute = flops / work.world / rank_flops / EFFICIENCY["training"]
         link = _link_seconds(role, work, hardware, _moved(role, micro_batches[phase], mini_batches, updates=updates))
         link *= 0 if role.unsharded else epochs if updates else 1
         seconds[phase] = max(compute, link)  # FSDP moves the next layer while this one computes

@@ -17,8 +17,9 @@ class EvalConfig:
 
     model: PathText
     """Checkpoint: a Hugging Face folder or hub id."""
-    suite: Literal["rwku", "muse", "atlas"]
-    """Benchmark. ``atlas`` is RWKU's forget and neighbor parts plus Atlas' own utility probes."""
+    suite: Literal["rwku", "muse", "atlas", "validation"]
+    """Benchmark. ``atlas`` is RWKU's forget and neighbor parts plus Atlas' own utility probes; ``validation`` asks the
+    validation rows of a target, as training asks."""
     data: PathText
     """Folder of the target (RWKU, Atlas) or of the corpus (MUSE), or a folder of such folders: each is measured."""
     out: PathText
@@ -34,6 +35,9 @@ class EvalConfig:
     system_prompt: str | None = None
     """A system message before every prompt of every part that asks something: for in-context unlearning (ICU) and
     robustness studies. Raw texts (MIA, PrivLeak) have none; MUSE's raw prompts get it as a paragraph in front."""
+    shots: int = 0
+    """Answered questions about the target in front of every forget and neighbor probe: the few-shot attack. They are
+    other FB and QA probes, none of which gives away the answer that is asked for."""
     chat_template_kwargs: dict[str, Any] = field(default_factory=dict)
     """What the chat template is rendered with besides the messages, for example {enable_thinking: false}. What a model
     thinks (<think>...</think>) is never scored."""
@@ -63,7 +67,7 @@ class EvalConfig:
 
     def asks(self) -> PromptStyle:
         """The prompt style in force."""
-        return self.prompt_style or ("plain" if self.suite == "atlas" else "rwku")
+        return self.prompt_style or ("plain" if self.suite in ("atlas", "validation") else "rwku")
 
     def problems(self) -> list[str]:
         rules = {
@@ -75,8 +79,9 @@ class EvalConfig:
         out = [f"{key}={getattr(self, key)}: must be at least 1" for key, holds in rules.items() if not holds]
         if reason := folder_problem(Path(self.out)):
             out.append(f"out={self.out}: {reason}")
-        if self.seed < 0:
-            out.append(f"seed={self.seed}: must be 0 or greater")
+        for key in ("seed", "shots"):
+            if getattr(self, key) < 0:
+                out.append(f"{key}={getattr(self, key)}: must be 0 or greater")
         if not 0 < self.gpu_memory_utilization <= 1:
             out.append(f"gpu_memory_utilization={self.gpu_memory_utilization}: must be in (0, 1]")
         if self.parts is not None and not self.parts:
@@ -85,11 +90,12 @@ class EvalConfig:
 
     def _inert(self) -> list[str]:
         """Settings that the suite does not read."""
-        muse = self.suite == "muse"
+        muse, other = self.suite == "muse", self.suite in ("muse", "validation")
         idle = {
-            "prompt_style": muse and self.prompt_style is not None,
-            "prompts": (muse or (self.suite == "atlas" and self.asks() == "plain")) and self.prompts is not None,
-            "judge.base_url": muse and self.judge.base_url is not None,
+            "prompt_style": other and self.prompt_style is not None,
+            "prompts": (other or (self.suite == "atlas" and self.asks() == "plain")) and self.prompts is not None,
+            "shots": other and self.shots > 0,
+            "judge.base_url": other and self.judge.base_url is not None,
             "muse": not muse and self.muse != MuseConfig(),
         }
         return [

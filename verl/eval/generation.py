@@ -166,7 +166,7 @@ class VLLMGenerator:
 
         if self._kept is None or _all_but_weights(Path(model)) != self._kept:
             return False
-        before, wanted = exchange.first_rows(Path(self._model)), exchange.first_rows(Path(model))
+        before, wanted = self._rows, exchange.first_rows(Path(model))
         [kept] = self._engine.apply_model(lambda module: exchange.held(module, before))
         self._engine.collective_rpc("reload_weights", kwargs={"weights_path": model})
         if not vllm_env.has_accelerator():
@@ -185,7 +185,10 @@ class VLLMGenerator:
         return True
 
     def _take_tokenizer(self, model: str, trust_remote_code: bool) -> None:
-        self._model, self._trust_remote_code = model, trust_remote_code
+        from . import exchange
+
+        # What of the weights proves the next change of them is kept, since the folder may be gone by then.
+        self._rows, self._trust_remote_code = exchange.first_rows(Path(model)), trust_remote_code
         self.tokenizer = get_tokenizer(model, trust_remote_code=trust_remote_code)
         self._ends = stop_token_ids(self.tokenizer, model)
 

@@ -1,9 +1,9 @@
 """The columns of each kind of table: what is shown, where its number lives in results.json, and what it means."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
-Kind = Literal["rule", "rwku", "muse", "ablation"]
+Kind = Literal["rule", "rwku", "muse", "ablation", "comparison"]
 
 
 @dataclass(frozen=True)
@@ -48,10 +48,31 @@ _NATURALNESS = tuple(
     for name in ("readability", "helpfulness", "truthfulness", "all")
 )
 
+_VERDICTS = tuple(
+    Column(f"forget_{name}", "Forget", label, "forget", f"all_macro/{metric}")
+    for name, label, metric in (
+        ("mixed", "Mixed", "mixed_rate"),
+        ("deflection", "Evaded", "deflection_rate"),
+        ("degenerate", "Degenerate", "degenerate_rate"),
+    )
+)
+_COMES_BACK = tuple(
+    Column(f"back_{kind}", "Comes back", label, better="lower")
+    for kind, label in (
+        ("most", "Most"),
+        ("relearn", "Relearned"),
+        ("few_shot", "Few-shot"),
+        ("system_prompt", "System prompt"),
+        ("refusal_prefix", "Benign rows"),
+        ("int8", "8 bits"),
+        ("int4", "4 bits"),
+    )
+)
+
 TOKEN_SHARES = {"forget_tokens_pct": "forget", "boundary_tokens_pct": "boundary"}
 """Column to side of results.json's ``training``: what is known of the rows that a checkpoint was trained on."""
 
-SUITES: dict[Kind, tuple[str, ...]] = dict.fromkeys(("rule", "rwku", "ablation"), ("rwku", "atlas"))
+SUITES: dict[Kind, tuple[str, ...]] = dict.fromkeys(("rule", "rwku", "ablation", "comparison"), ("rwku", "atlas"))
 SUITES["muse"] = ("muse",)
 """The suites that measure a table's columns."""
 
@@ -94,6 +115,24 @@ LAYOUTS: dict[Kind, tuple[Column, ...]] = {
         Column("utilpres_knowmem_r", "Retain", "KnowMem", "knowmem_retain", "f1", "higher"),
     ),
     "ablation": (*_FORGET, *_RETAIN, _UTILITY),
+    "comparison": (
+        *(column for column in _FORGET if column.metric != "all_probe"),
+        *_VERDICTS,
+        *(replace(column, group="Neighbor") for column in _RETAIN if column.metric != "all_probe"),
+        _UTILITY,
+        Column("triviaqa", "Utility", "TriviaQA F1", "triviaqa", "f1", "higher"),
+        Column("mmlu", "Utility", "MMLU", "mmlu", "accuracy", "higher"),
+        Column("fluency", "Utility", "Fluency", "fluency", "entropy", "higher"),
+        *_COMES_BACK,
+        Column("answers_es", "Answers", "Extraction", "memorization", "answers_es", "lower"),
+        Column("answers_em", "Answers", "Memorized", "memorization", "answers_em", "lower"),
+        Column("passages_es", "Passages", "Extraction", "memorization", "passages_es", "lower"),
+        Column("passages_em", "Passages", "Memorized", "memorization", "passages_em", "lower"),
+        Column("forget_tokens_pct", "Tokens %", "Forget", digits=2),
+        Column("boundary_tokens_pct", "Tokens %", "Boundary", digits=2),
+        Column("seconds", "Training", "s", better="lower"),
+        Column("peak_gib", "Training", "GiB", better="lower"),
+    ),
 }
 
 _RULE_DEFINITIONS = (
@@ -108,5 +147,12 @@ DEFINITIONS: dict[Kind, str] = {
     "compares characters). EM: exact match.",
     "muse": "VerbMem, KnowMem: ROUGE-L F1 in percent. PrivLeak: relative difference in percent to the "
     "retrained model's AUC by Min-K%, 0 is best.",
+    "comparison": "Forget, Neighbor, Utility: ROUGE-L recall in percent; All (macro): mean of the columns. Refused, "
+    "Contained: share of answers that refuse, or that hold the gold answer (macro means). Mixed, Evaded, Degenerate: "
+    "shares of forget answers that decline and tell, that evade, that are no language. Comes back: recall of forget "
+    "probes under attack, the strongest of each kind's budgets, and the most of all; where an attack trains on texts, "
+    "of the answers that these do not tell. Extraction, Memorized: extraction strength and exact memorisation "
+    "(docs/evaluation.md). Training: seconds of the optimiser's steps of the chosen try and of what it starts from, "
+    "and the most memory of a rank.",
     "ablation": f"{_RULE_DEFINITIONS} Differences are paired by target.",
 }

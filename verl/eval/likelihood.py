@@ -98,18 +98,43 @@ def token_log_probs(
     Raises:
         DataError: if a sequence is empty or longer than the model's positions, or a value is not finite.
     """
-    wanted = counts or [len(sequence) for sequence in sequences]
-    spans = [
-        range(max(0, len(sequence) - 1 - count), len(sequence) - 1)
-        for sequence, count in zip(sequences, wanted, strict=True)
-    ]
+    spans = _last(sequences, counts or [len(sequence) for sequence in sequences])
     found = _read(model, sequences, spans, _log_prob, token_budget, desc)
     return [values[:, 0] for values in found]
+
+
+def _last(sequences: Sequence[list[int]], counts: Sequence[int]) -> list[range]:
+    """The positions that predict the last tokens of every sequence, ``counts`` of them at most."""
+    return [
+        range(max(0, len(sequence) - 1 - count), len(sequence) - 1)
+        for sequence, count in zip(sequences, counts, strict=True)
+    ]
 
 
 def _log_prob(logits_rV: torch.Tensor, labels_r: torch.Tensor) -> torch.Tensor:
     chosen_r1 = logits_rV.gather(-1, labels_r[:, None])
     return chosen_r1 - logits_rV.logsumexp(-1, keepdim=True)
+
+
+def greedy_hits(
+    model: Any, sequences: Sequence[list[int]], counts: Sequence[int], *, token_budget: int = 16384, desc: str
+) -> list[np.ndarray]:
+    """Whether x_t is the likeliest token behind x_<t, for the last tokens of every sequence; bool, in order.
+
+    Args:
+        counts: as for ``token_log_probs``.
+
+    Raises:
+        DataError: as ``token_log_probs``.
+    """
+    found = _read(model, sequences, _last(sequences, counts), _is_greedy, token_budget, desc)
+    return [values[:, 0] == 1 for values in found]
+
+
+def _is_greedy(logits_rV: torch.Tensor, labels_r: torch.Tensor) -> torch.Tensor:
+    hits_r1 = (logits_rV.argmax(-1) == labels_r)[:, None].float()
+    # The largest of logits that are not finite is no prediction; _read refuses it.
+    return torch.where(logits_rV.amax(-1, keepdim=True).isfinite(), hits_r1, torch.nan)
 
 
 def token_statistics(

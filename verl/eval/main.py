@@ -126,15 +126,17 @@ def select_parts(config: EvalConfig) -> list[results.Part]:
     """
     if config.suite == "muse":
         from . import muse as suite
+    elif config.suite == "validation":
+        from . import validation as suite
     else:
         from . import rwku as suite
 
     known = {part.name: part for part in suite.parts(config)}
-    wanted = list(known) if config.parts is None else config.parts
+    wanted = [name for name, part in known.items() if not part.on_request] if config.parts is None else config.parts
     problems = [
         f"parts: {config.suite} has no part {name}; it has {', '.join(known)}" for name in wanted if name not in known
     ]
-    if "naturalness" in wanted and "naturalness" not in known and config.suite != "muse":
+    if "naturalness" in wanted and "naturalness" not in known and config.suite in ("rwku", "atlas"):
         problems = ["parts: naturalness needs a judge; give judge.base_url=http://HOST:PORT/v1 and judge.model=NAME"]
     chosen = [part for name, part in known.items() if name in wanted]
     by_likelihood = [part.name for part in chosen if part.engine == "likelihood"]

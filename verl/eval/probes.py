@@ -4,6 +4,7 @@ Shared by the RWKU and Atlas suites and by the robustness study, so that all of 
 are pure. Leaves out which files hold which probes (``rwku/forget.py``) and the words of prompts (``prompts.py``).
 """
 
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -33,16 +34,19 @@ class Asking:
     prompts: Prompts = field(default_factory=read_prompts)
     system: str | None = None
     chat_template_kwargs: Mapping[str, Any] = field(default_factory=dict)
+    shots: int = 0
+    """Answered probes in front of a probe"""
 
     @classmethod
     def of(cls, config: EvalConfig) -> "Asking":
-        return cls(config.asks(), read_prompts(config.prompts), config.system_prompt, config.chat_template_kwargs)
+        words = read_prompts(config.prompts)
+        return cls(config.asks(), words, config.system_prompt, config.chat_template_kwargs, config.shots)
 
     def encode(self, tokenizer: Any, prompt: Prompt) -> list[int]:
         """Token ids of a prompt, behind the system message."""
         return encode_prompt(tokenizer, prompt, self.system, self.chat_template_kwargs)
 
-    def opened(self, tokenizer: Any, key: str, prompt: str) -> list[int]:
+    def opened(self, tokenizer: Any, key: str, prompt: Prompt) -> list[int]:
         """The same with the answer opened by the words of ``key``: in the model's turn for chat models, on a new line
         for base models."""
         words = self.prompts.texts[key] if tokenizer.chat_template else f"\n{self.prompts.texts[key]}"
@@ -64,34 +68,75 @@ USUAL = Asking()
 def probe_decoding(asking: Asking) -> dict[str, Any]:
     """The decoding of the parts that ask probes. RWKU has no stop string, and an answer may open with a newline."""
     words = {} if asking.style == "plain" else {"prompts": asking.prompts.only("answer", *PROBE_KINDS)}
-    return asking.decoding(MAX_NEW_TOKENS, prompt_style=asking.style, **words)
+    shots = {"shots": asking.shots} if asking.shots else {}
+    return asking.decoding(MAX_NEW_TOKENS, prompt_style=asking.style, **words, **shots)
 
 
-def ask(generator: Generator, probes: Sequence[Row], asking: Asking, desc: str) -> Interview:
-    """Put all probes to the generator and score its answers."""
-    prompts = [encode_probe(generator.tokenizer, probe, asking) for probe in probes]
+def ask(generator: Generator, probes: Sequence[Row], asking: Asking, desc: str, pool: Sequence[Row] = ()) -> Interview:
+    """Put all probes to the generator and score its answers.
+
+    Args:
+        pool: probes that ``asking.shots`` are drawn from.
+    """
+    shots = [draw_shots(probe, pool, asking.shots) for probe in probes]
+    prompts = [
+        encode_probe(generator.tokenizer, probe, asking, behind) for probe, behind in zip(probes, shots, strict=True)
+    ]
     responses = yield Request(prompts, MAX_NEW_TOKENS, desc)
     return score_generation(probes, responses)
+
+
+def draw_shots(probe: Row, pool: Sequence[Row], count: int) -> list[Row]:
+    """Answered probes to stand in front of a probe: ``count`` of the pool, or fewer where the others tell its answer.
+
+    Left out is what gives the answer away, in question or answer, and what asks for a part of it; so a probe never
+    stands before itself, nor another about its fact. Each probe has its own draw, which depends on nothing else.
+    """
+    answers = answer_list(probe["answer"])
+
+    def is_silent(shot: Row) -> bool:
+        golds = answer_list(shot["answer"])
+        told = " ".join([shot["query"], *golds])
+        return not contains_answer(told, answers) and not any(contains_answer(one, golds) for one in answers)
+
+    silent = [shot for shot in pool if is_silent(shot)] if count else []
+    return random.Random(probe["query"]).sample(silent, min(count, len(silent)))
 
 
 PROBE_KINDS = ("fb", "qa", "incontext_learning", "affirmative_suffix")
 
 
-def encode_probe(tokenizer: Any, probe: Mapping[str, Any], asking: Asking) -> list[int]:
+def encode_probe(
+    tokenizer: Any, probe: Mapping[str, Any], asking: Asking, shots: Sequence[Mapping[str, Any]] = ()
+) -> list[int]:
     """Token ids that ask one probe.
 
     ``rwku`` style follows the benchmark's construction: an instruction by kind, the question, and "Answer:" opened in
     the model's turn; an affirmative-suffix attack opens the answer itself, and an in-context attack brings its own
     "Question:" labels.
     """
-    if asking.style == "plain":
-        return asking.encode(tokenizer, probe["query"])
+    question = {"role": "user", "content": _question(probe, asking)}
+    prompt = [*(turn for shot in shots for turn in _exchange(shot, asking)), question]
+    if asking.style == "plain" or probe_kind(probe) == "affirmative_suffix":
+        return asking.encode(tokenizer, prompt)
+    return asking.opened(tokenizer, "answer", prompt)
+
+
+def probe_kind(probe: Mapping[str, Any]) -> str:
+    """The key of the words in which a probe is asked."""
     kind = "fb" if probe["column"] == "fb" else attack_kind(probe.get("type", ""))
-    kind = kind if kind in PROBE_KINDS else "qa"
-    prompt = asking.prompts.fill(kind, probe)
-    return (
-        asking.encode(tokenizer, prompt) if kind == "affirmative_suffix" else asking.opened(tokenizer, "answer", prompt)
-    )
+    return kind if kind in PROBE_KINDS else "qa"
+
+
+def _question(probe: Mapping[str, Any], asking: Asking) -> str:
+    return probe["query"] if asking.style == "plain" else asking.prompts.fill(probe_kind(probe), probe)
+
+
+def _exchange(shot: Mapping[str, Any], asking: Asking) -> list[dict[str, str]]:
+    """A probe, and the answer that a model would have given to it."""
+    opened = "" if asking.style == "plain" else f"{asking.prompts.texts['answer']} "
+    answer = opened + answer_list(shot["answer"])[0]
+    return [{"role": "user", "content": _question(shot, asking)}, {"role": "assistant", "content": answer}]
 
 
 def judged_text(response: str) -> str:

@@ -42,20 +42,20 @@ def _grid(table: Table, rows: Mapping[str, Mapping[str, Cell]]) -> str:
     columns = [column for column in table.columns if any(column.key in cells for cells in rows.values())]
     header = ["Method", *(f"{column.group} {column.label}{ARROWS[column.better]}" for column in columns)]
     styles = {"best": "**{}**", "second": "<u>{}</u>", "": "{}"}
-    ranks = _ranks(table, columns, list(rows.values()))
+    places = ranks(table, columns, list(rows.values()))
     body = [
-        [name, *(styles[ranks.get((i, c.key), "")].format(_number(cells.get(c.key), c.digits)) for c in columns)]
+        [name, *(styles[places.get((i, c.key), "")].format(_number(cells.get(c.key), c.digits)) for c in columns)]
         for i, (name, cells) in enumerate(rows.items())
     ]
     return markdown_grid(header, body)
 
 
-def _ranks(
+def ranks(
     table: Table, columns: Sequence[Column], rows: Sequence[Mapping[str, Cell]]
 ) -> dict[tuple[int, str], Literal["best", "second"]]:
     """(row, column) of the best and, among three or more rows, second-best numbers; what prints alike ranks alike."""
     keys = {"lower": lambda value: value, "higher": lambda value: -value, "zero": abs}
-    ranks: dict[tuple[int, str], Literal["best", "second"]] = {}
+    places: dict[tuple[int, str], Literal["best", "second"]] = {}
     for column in columns if table.compares else ():
         rank = keys.get(column.better)
         having = {
@@ -66,10 +66,10 @@ def _ranks(
         order = sorted({rank(value) for value in having.values()})
         for i, value in having.items():
             if rank(value) == order[0]:
-                ranks[i, column.key] = "best"
+                places[i, column.key] = "best"
             elif rank(value) == order[1] and len(having) > 2:
-                ranks[i, column.key] = "second"
-    return ranks
+                places[i, column.key] = "second"
+    return places
 
 
 def to_csv(table: Table) -> str:
@@ -109,10 +109,10 @@ def to_latex(table: Table) -> str:
                 r"\midrule",
                 f"\\multicolumn{{{len(table.columns) + 1}}}{{l}}{{\\emph{{{_latex(heading)}}}}} \\\\",
             ]
-        ranks = _ranks(table, table.columns, [line.cells for line in group])
+        places = ranks(table, table.columns, [line.cells for line in group])
         for i, line in enumerate(group):
             ruled = i > 0 and line.source != group[i - 1].source
-            lines += [r"\midrule"] * ruled + [" & ".join(_latex_row(table, line, i, ranks)) + r" \\"]
+            lines += [r"\midrule"] * ruled + [" & ".join(_latex_row(table, line, i, places)) + r" \\"]
     return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
 
 
@@ -128,10 +128,10 @@ def _name(line: Line) -> str:
     return f"{line.name} (published)" if line.source == "published" else line.name
 
 
-def _latex_row(table: Table, line: Line, row: int, ranks: Mapping[tuple[int, str], str]) -> list[str]:
+def _latex_row(table: Table, line: Line, row: int, places: Mapping[tuple[int, str], str]) -> list[str]:
     styles = {"best": "\\textbf{{{}}}", "second": "\\underline{{{}}}", "": "{}"}
     numbers = {column.key: _latex(_number(line.cells.get(column.key), column.digits)) for column in table.columns}
-    return [_latex(_name(line)), *(styles[ranks.get((row, key), "")].format(text) for key, text in numbers.items())]
+    return [_latex(_name(line)), *(styles[places.get((row, key), "")].format(text) for key, text in numbers.items())]
 
 
 def _number(cell: Cell | None, digits: int) -> str:

@@ -91,6 +91,8 @@ class Part:
     """Reads the part's files as ``run`` will, before an engine starts, and raises DataError for what is wrong."""
     texts: Callable[[Path], list[Row]] | None = None
     """The rows whose ``text`` must have a token to predict; also looked at, with the model's tokenizer, beforehand."""
+    on_request: bool = False
+    """Measured only where ``parts`` names it."""
 
 
 def bootstrap_means(values: np.ndarray, *, resamples: int, rng: np.random.Generator) -> np.ndarray:

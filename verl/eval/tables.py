@@ -25,10 +25,15 @@ LABELS = ("method", "corpus", "source")
 
 @dataclass(frozen=True)
 class Cell:
-    """A mean over targets; ``deviation`` is the sample standard deviation over them, None for fewer than two."""
+    """A mean over targets; ``deviation`` is the sample standard deviation over them, None for fewer than two.
+
+    ``low`` and ``high`` bound a 95 % interval, where one is known.
+    """
 
     mean: float
     deviation: float | None = None
+    low: float | None = None
+    high: float | None = None
 
 
 @dataclass(frozen=True)
@@ -81,6 +86,7 @@ def build_table(
     *,
     published: Sequence[Line] = (),
     reference: str | None = None,
+    more: Mapping[str, Mapping[str, Mapping[str, float]]] | None = None,
 ) -> Table:
     """The table of a kind.
 
@@ -88,6 +94,7 @@ def build_table(
         rows: method to target to results.json content, in the order to print.
         published: lines of ``read_published``, printed first.
         reference: with ``ablation``, the method the others are compared to.
+        more: numbers that no results.json holds: method to target to column to value.
 
     Raises:
         DataError: rows over different targets, of another suite than the table's, decoded differently, measured on
@@ -99,7 +106,9 @@ def build_table(
     _check_suites(kind, rows)
     _check_targets(rows)
     _check_one_decoding(rows, {column.part for column in layout if column.part})
-    lines = [_line(name, layout, documents) for name, documents in rows.items()]
+    lines = [_line(name, layout, documents, (more or {}).get(name, {})) for name, documents in rows.items()]
+    if kind == "comparison":
+        lines = [with_intervals(line, layout, rows[line.name]) for line in lines]
     if reference is not None:
         layout, lines = _with_differences(layout, lines, reference)
     lines = [*published, *lines]
@@ -159,8 +168,15 @@ def _check_one_decoding(rows: Mapping[str, Mapping[str, Results]], parts: set[st
                     )
 
 
-def _line(name: str, layout: Sequence[Column], documents: Mapping[str, Results]) -> Line:
-    per_target = {target: _values(layout, document) for target, document in documents.items()}
+def _line(
+    name: str,
+    layout: Sequence[Column],
+    documents: Mapping[str, Results],
+    more: Mapping[str, Mapping[str, float]],
+) -> Line:
+    per_target = {
+        target: {**_values(layout, document), **more.get(target, {})} for target, document in documents.items()
+    }
     for target, values in per_target.items():
         if broken := [key for key, value in values.items() if not math.isfinite(value)]:
             raise DataError(f"{name} on {target}: {', '.join(broken)} is not finite; measure the row again")
@@ -172,6 +188,27 @@ def _line(name: str, layout: Sequence[Column], documents: Mapping[str, Results])
                 f"run the part {column.part} for the other targets"
             )
     return Line(name, "ours", _cells(per_target), per_target, model=_model_of(documents))
+
+
+def with_intervals(line: Line, layout: Sequence[Column], documents: Mapping[str, Results]) -> Line:
+    """The line with an interval in every cell whose numbers have one."""
+    cells = dict(line.cells)
+    for column in layout:
+        if column.key in cells and (bounds := _interval(column, list(documents.values()))):
+            cells[column.key] = replace(cells[column.key], low=bounds[0], high=bounds[1])
+    return replace(line, cells=cells)
+
+
+def _interval(column: Column, documents: Sequence[Results]) -> tuple[float, float] | None:
+    """The 95 % interval of the mean over documents: their bootstrap intervals, put together as independent ones."""
+    if not column.part:
+        return None
+    entries = [document["parts"][column.part]["metrics"][column.metric] for document in documents]
+    if any(entry["low"] is None for entry in entries):
+        return None
+    mean = statistics.fmean(entry["value"] for entry in entries)
+    down, up = (math.hypot(*(entry[side] - entry["value"] for entry in entries)) for side in ("low", "high"))
+    return mean - down / len(entries), mean + up / len(entries)
 
 
 def _values(layout: Sequence[Column], document: Results) -> dict[str, float]:
@@ -272,7 +309,8 @@ def _notes(
             f"Published rows are figures printed by {papers} for {models}, with their own settings "
             "(data/paper/README.md); they were not measured by us and are not comparable digit by digit."
         )
-    notes += [_step_note(name, documents) for name, documents in rows.items()]
+    if kind != "comparison":  # whose choice is the comparison's own
+        notes += [_step_note(name, documents) for name, documents in rows.items()]
     judges = {
         f"{entry['decoding']['judge']} (prompts {entry['decoding']['judge_prompts_sha256'][:12]})"
         for documents in rows.values()

@@ -39,7 +39,7 @@ def save_role(role: Any, folder: Path, tokenizer: Any, model: ModelConfig, *, mo
     save_hf_folder(role.module, folder / "huggingface", tokenizer, model)
     save_adapter(role.module, folder / ADAPTER)
     if not model_only:
-        dcp.save(training_state(role), checkpoint_id=folder / "dcp")
+        save_training_state(role.stepper, folder / "dcp")
 
 
 def save_adapter(module: torch.nn.Module, folder: Path) -> None:
@@ -54,30 +54,43 @@ def save_adapter(module: torch.nn.Module, folder: Path) -> None:
 
 
 def load_role(role: Any, folder: Path) -> None:
-    """Take over the training state in ``folder/dcp``, in place. A collective.
+    """Take over the training state in ``folder/dcp``, in place. A collective."""
+    load_training_state(role.stepper, folder / "dcp")
 
-    That is weights, the optimiser's moments, and how many steps the schedule has made. What a step does (learning rate,
-    weight decay, betas) is not of the state: the optimiser and the schedule as they were built hold.
+
+def save_training_state(trained: Any, folder: Path) -> None:
+    """Write weights, the optimiser's moments and how far the schedule is, in shards. A collective.
+
+    Args:
+        trained: whatever has ``module``, ``optimizer``, ``scheduler`` and ``skipped``.
     """
-    state, scheduler = training_state(role), role.stepper.scheduler
+    dcp.save(_training_state(trained), checkpoint_id=folder)
+
+
+def load_training_state(trained: Any, folder: Path) -> None:
+    """Take over what ``save_training_state`` wrote, on any number of ranks. A collective.
+
+    What a step does (learning rate, weight decay, betas) is not of the state: the optimiser and the schedule as they
+    were built hold.
+    """
+    state, scheduler = _training_state(trained), trained.scheduler
     groups = state["optim"].pop("param_groups")
-    dcp.load(state, checkpoint_id=folder / "dcp")
+    dcp.load(state, checkpoint_id=folder)
     set_state_dict(
-        role.module,
-        role.stepper.optimizer,
+        trained.module,
+        trained.optimizer,
         model_state_dict=state["model"],
         optim_state_dict={**state["optim"], "param_groups": groups},
     )
     scheduler.last_epoch = state["scheduler"]["last_epoch"] - 1
     scheduler.step()
-    role.stepper.skipped = state["skipped"]
+    trained.skipped = state["skipped"]
 
 
-def training_state(role: Any) -> dict[str, Any]:
-    """What ``dcp/`` holds."""
-    model, optim = get_state_dict(role.module, role.stepper.optimizer)
-    scheduler = {"last_epoch": role.stepper.scheduler.last_epoch}
-    return {"model": model, "optim": optim, "scheduler": scheduler, "skipped": role.stepper.skipped}
+def _training_state(trained: Any) -> dict[str, Any]:
+    model, optim = get_state_dict(trained.module, trained.optimizer)
+    scheduler = {"last_epoch": trained.scheduler.last_epoch}
+    return {"model": model, "optim": optim, "scheduler": scheduler, "skipped": trained.skipped}
 
 
 def save_hf_folder(module: torch.nn.Module, folder: Path, tokenizer: Any, model: ModelConfig) -> None:

@@ -5,10 +5,11 @@ is said to every response, and all their gradients meet in it. A response's last
 for, so a packed row leaves it out.
 
 Shapes: b samples, L = S + T columns (prompt padded left, response padded right), N response tokens, n of them on this
-rank (N without sequence parallelism), V vocabulary.
+rank (N without sequence parallelism), V vocabulary, D hidden features.
 """
 
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -24,7 +25,7 @@ class ResponseOutputs:
     """The model's outputs at the response tokens, in row order, and where they belong."""
 
     logits_nV: torch.Tensor
-    """logits that predict each response token; (n, 1) values from a value model"""
+    """logits that predict each response token; (n, 1) values from a value model; (n, D) hidden states of a layer"""
     mask_bT: torch.Tensor
     """(b, T) bool with N true entries"""
     row: SharedRow | None = None
@@ -49,6 +50,7 @@ def forward_responses(
     padding_free: bool,
     share_prompts: bool = True,
     parallel: SequenceParallel | None = None,
+    layer: int | None = None,
 ) -> ResponseOutputs:
     """Run the model over whole samples and keep its outputs at the response tokens.
 
@@ -57,12 +59,13 @@ def forward_responses(
             Every prompt, what lies before the last T columns, has a token.
         share_prompts: compute a prompt once for all its samples; without ``padding_free`` there is no sharing.
         parallel: the ranks that have the same batch and share the work on it; needs ``padding_free``.
+        layer: the outputs are what this layer, from 0, puts out where each response token is predicted.
     """
     mask_bT = batch["response_mask"].bool()
     if padding_free:
-        logits_nV, row = _forward_packed(module, batch, share_prompts, parallel)
+        logits_nV, row = _forward_packed(module, batch, share_prompts, parallel, layer)
         return ResponseOutputs(logits_nV, mask_bT, row)
-    return ResponseOutputs(_forward_padded(module, batch), mask_bT)
+    return ResponseOutputs(_forward_padded(module, batch, layer), mask_bT)
 
 
 def _predicting(batch: TensorDict) -> torch.Tensor:
@@ -82,7 +85,11 @@ def _needed(batch: TensorDict) -> torch.Tensor:
 
 
 def _forward_packed(
-    module: torch.nn.Module, batch: TensorDict, share_prompts: bool, parallel: SequenceParallel | None
+    module: torch.nn.Module,
+    batch: TensorDict,
+    share_prompts: bool,
+    parallel: SequenceParallel | None,
+    layer: int | None,
 ) -> tuple[torch.Tensor, SharedRow | None]:
     prompt_b = same_prompts(batch) if share_prompts else None
     if prompt_b is not None and int(prompt_b.max()) + 1 < len(prompt_b):
@@ -93,10 +100,32 @@ def _forward_packed(
     if parallel is not None:
         row = SharedRow(parallel, keep, packing.tokens)
         keep, ids, columns = row.places_here, parallel.mine(ids), parallel.mine(columns)
-    inputs = {"input_ids": ids.unsqueeze(0), "position_ids": columns.unsqueeze(0)}
+    inputs = {"input_ids": ids.unsqueeze(0), "position_ids": columns.unsqueeze(0), "packing": packing}
+    if layer is not None:
+        return _hidden(module, layer, **inputs, logits_to_keep=keep[:1])[0, keep], row
     if _has_value_head(module):
-        return module(**inputs, packing=packing, use_cache=False).logits[0][keep], row
-    return module(**inputs, packing=packing, logits_to_keep=keep, use_cache=False).logits[0], row
+        return module(**inputs, use_cache=False).logits[0][keep], row
+    return module(**inputs, logits_to_keep=keep, use_cache=False).logits[0], row
+
+
+def _hidden(module: torch.nn.Module, layer: int, **inputs: Any) -> torch.Tensor:
+    """(rows, columns, D) that a layer puts out.
+
+    By a hook, since packed attention refuses what else a model is asked for, and transformers' own hooks go by class,
+    which sharding changes.
+    """
+    found = []
+    model = module.get_base_model() if hasattr(module, "get_base_model") else module
+    layers = model.config.get_text_config().num_hidden_layers
+    stack = next(
+        part for part in model.get_decoder().modules() if isinstance(part, torch.nn.ModuleList) and len(part) == layers
+    )
+    hook = stack[layer].register_forward_hook(lambda _layer, _inputs, output: found.append(output))
+    try:
+        module(**inputs, use_cache=False)
+    finally:
+        hook.remove()
+    return found[0] if isinstance(found[0], torch.Tensor) else found[0][0]
 
 
 def _pack_whole(batch: TensorDict, parallel: SequenceParallel | None) -> tuple[torch.Tensor, torch.Tensor, Packing]:
@@ -133,7 +162,7 @@ def _pack_shared(
     return row, keep, SharedPacking(prompts, Packing.of(lengths), owner, parallel)
 
 
-def _forward_padded(module: torch.nn.Module, batch: TensorDict) -> torch.Tensor:
+def _forward_padded(module: torch.nn.Module, batch: TensorDict, layer: int | None) -> torch.Tensor:
     # All padding goes to the right, where no real token can see it: neither attention nor a layer that carries a state
     # needs a mask then, and positions count from zero.
     seen = batch["attention_mask"].bool()
@@ -141,6 +170,8 @@ def _forward_padded(module: torch.nn.Module, batch: TensorDict) -> torch.Tensor:
     # A pad token may have been added to the tokenizer alone, and have no embedding.
     ids = batch["input_ids"].masked_fill(~seen, 0)
     ids, predicts = ids.gather(1, order), _predicting(batch).gather(1, order)
+    if layer is not None:
+        return _hidden(module, layer, input_ids=ids)[predicts]
     return module(input_ids=ids, use_cache=False).logits[predicts]
 
 

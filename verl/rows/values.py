@@ -213,3 +213,13 @@ def split_of(row: Row, answer_key: str) -> str:
     if is_tagged(solution) and solution[0] in SPLIT_OF_TAG:
         return SPLIT_OF_TAG[solution[0]]
     return split if isinstance(split, str) else ""
+
+
+def gold_answer(row: Row, answer_key: str) -> str | None:
+    """What a boundary row should be answered with, the first of several; None for any other row, and where none is."""
+    if split_of(row, answer_key) != "boundary":
+        return None
+    solution = row[answer_key]
+    answers = solution[1:] if is_tagged(solution) else solution if isinstance(solution, list) else [solution]
+    first = answers[0] if answers else None
+    return as_text(first) if is_number(first) or isinstance(first, str) and first.strip() else None

@@ -59,11 +59,14 @@ def flow(value: Any) -> str:
 
 
 def sections(cls: type, path: str = "") -> Iterator[tuple[str, type]]:
-    """Dotted path and class of a configuration and all its sections, outer first."""
+    """Dotted path and class of a configuration and all its sections, outer first; ``NAME`` is any key of a mapping."""
     yield path, cls
     for name, hint in typing.get_type_hints(cls).items():
+        inner = f"{path}.{name}" if path else name
+        if get_origin(hint) is dict:
+            hint, inner = get_args(hint)[1], f"{inner}.NAME"
         if dataclasses.is_dataclass(hint):
-            yield from sections(hint, f"{path}.{name}" if path else name)
+            yield from sections(hint, inner)
 
 
 def help_text(cls: type) -> str:

@@ -35,6 +35,11 @@ def home_of_template(text: str) -> str:
     return home(text) if text.endswith(".jinja") else text
 
 
+def same_place(one: str | None, other: str | None) -> bool:
+    """Whether two paths, however they are spelt, are of one file or folder."""
+    return None not in (one, other) and Path(one).resolve() == Path(other).resolve()
+
+
 def folder_problem(folder: Path) -> str | None:
     """Why nothing could be written into a folder that may not be there yet, and the fix; None if it could."""
     try:

@@ -124,7 +124,8 @@ def _keys(cls: type, dotted: str) -> list[str]:
     keys = dotted.split(".")
     for depth in range(1, len(keys)):
         hint = _hint_at(cls, keys[:depth])
-        if get_origin(hint) is dict and get_origin(get_args(hint)[1]) is not dict and get_args(hint)[1] is not Any:
+        held = get_args(hint)[1] if get_origin(hint) is dict else Any
+        if held is not Any and get_origin(held) is not dict and not dataclasses.is_dataclass(held):
             return [*keys[:depth], ".".join(keys[depth:])]
     return keys
 
@@ -261,6 +262,8 @@ def _build(cls: type, raw: Any, path: str, problems: list[str]) -> Any:
         key = _join(path, name)
         if dataclasses.is_dataclass(hints[name]):
             values[name] = _build(hints[name], raw.get(name, {}), key, problems)
+        elif name in raw and (section := _section_of(hints[name])) and isinstance(raw[name], dict):
+            values[name] = {one: _build(section, inner, _join(key, one), problems) for one, inner in raw[name].items()}
         elif name in raw:
             values[name] = _checked(hints[name], raw[name], key, _default(field), problems)
         elif (default := _default(field)) is not dataclasses.MISSING:
@@ -281,6 +284,12 @@ def _shown(value: Any) -> str:
 
 def _is_section(hint: Any) -> bool:
     return dataclasses.is_dataclass(hint)
+
+
+def _section_of(hint: Any) -> type | None:
+    """The dataclass of the sections that a mapping holds; None for any other type."""
+    held = get_args(hint)[1] if get_origin(hint) is dict else None
+    return held if dataclasses.is_dataclass(held) else None
 
 
 def _default(field: dataclasses.Field) -> Any:
@@ -385,6 +394,9 @@ def _own_problems(config: Any, path: str) -> Iterator[str]:
         value = getattr(config, field.name)
         if dataclasses.is_dataclass(value):
             yield from _own_problems(value, _join(path, field.name))
+        for name, one in value.items() if isinstance(value, dict) else ():
+            if dataclasses.is_dataclass(one):
+                yield from _own_problems(one, _join(_join(path, field.name), name))
     for problem in getattr(config, "problems", list)():
         yield _join(path, problem)
 

@@ -17,8 +17,8 @@ import torch
 
 from ..rows.files import Row
 from ..rows.sources import read_rows
-from ..rows.values import MAX_LISTED, as_prompt, row_problems, split_of
-from ..utils.chat import Prompt, encode_prompt, few_shot
+from ..rows.values import MAX_LISTED, as_prompt, gold_answer, row_problems, split_of
+from ..utils.chat import Prompt, encode_prompt, encode_response, few_shot
 from ..utils.errors import DataError, bullet_list
 from ..utils.tokenizer import read_template
 
@@ -33,6 +33,7 @@ class RLHFDataset:
     ``dataset[i]`` is a dict with ``input_ids``, ``attention_mask``, ``position_ids`` (each ``(max_prompt_length,)``
     int64, left-padded), ``raw_prompt_ids`` (list of ints, the same tokens without padding), ``prompt`` (the text that
     was encoded), ``ground_truth``, ``split``, ``row`` (its number in the files) and ``extra`` (the other columns).
+    ``gold`` has the token ids of gold answers by that number.
 
     Args:
         data_path: what ``read_rows`` takes.
@@ -42,6 +43,7 @@ class RLHFDataset:
         filter_overlong_prompts: leave out prompts that are too long; otherwise one raises DataError.
         twin_of: a dataset of the same rows with other prompts. Rows are then found by their number in the files, and
             one that is too long raises DataError where ``twin_of`` has it.
+        gold_length: encode the gold answers of boundary rows, each as a whole response, cut at so many tokens.
     """
 
     def __init__(
@@ -58,6 +60,7 @@ class RLHFDataset:
         filter_overlong_prompts: bool = True,
         filter_overlong_prompts_workers: int = 16,
         twin_of: "RLHFDataset | None" = None,
+        gold_length: int | None = None,
     ) -> None:
         self.rows = read_rows(data_path)
         source = data_path if isinstance(data_path, str) else ", ".join(data_path)
@@ -76,6 +79,7 @@ class RLHFDataset:
         else:
             self.kept = list(range(len(self.rows)))
             self._check_twins(source, twin_of)
+        self.gold = {} if gold_length is None else self._gold_answers(gold_length)
 
     def _prompt(self, row: Row) -> Prompt:
         prompt = self._formatted(as_prompt(row[self.prompt_key]))
@@ -126,6 +130,17 @@ class RLHFDataset:
         if not kept:
             raise DataError(f"{source}: every prompt is longer than data.max_prompt_length={self.max_prompt_length}")
         return kept
+
+    def _gold_answers(self, longest: int) -> dict[int, list[int]]:
+        """Token ids of the gold answer of every used row that has one, closed as responses are."""
+        answers = {number: gold_answer(self.rows[number], self.answer_key) for number in self.kept}
+        encode = partial(encode_response, self.tokenizer, chat_template_kwargs=self.chat_template_kwargs)
+        gold = {number: encode(answer) for number, answer in answers.items() if answer is not None}
+        if cut := sum(len(ids) > longest for ids in gold.values()):
+            logger.warning(
+                "%d of %d gold answers are cut at data.max_response_length=%d tokens.", cut, len(gold), longest
+            )
+        return {number: ids[:longest] for number, ids in gold.items()}
 
     def _check_twins(self, source: str, plain: "RLHFDataset") -> None:
         """Raise DataError for a row that ``plain`` has and whose prompt is too long here."""

@@ -4,7 +4,7 @@ A phase of sampling hands the actor's weights to the engines once, however often
 """
 
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from itertools import count
 from typing import Any
@@ -260,3 +260,17 @@ def on_last_token(scores: list[float], mask_BT: torch.Tensor) -> torch.Tensor:
     scores_BT = torch.zeros(mask_BT.shape)
     last_B = mask_BT.sum(dim=1).clamp(min=1) - 1
     return scores_BT.scatter(1, last_B[:, None], torch.tensor(scores, dtype=torch.float32)[:, None])
+
+
+def add_gold(batch: DataProto, gold: Mapping[int, Sequence[int]]) -> None:
+    """Add ``gold`` (B, T): beside the first sample of every prompt the token ids of its gold answer, else -1.
+
+    Args:
+        gold: token ids by a row's number, T at most; none for rows without an answer.
+    """
+    gold_BT, seen = torch.full_like(batch.batch["responses"], -1), set()
+    for i, (uid, row) in enumerate(zip(batch.non_tensor_batch["uid"], batch.non_tensor_batch["row"], strict=True)):
+        if uid not in seen and (ids := gold.get(row)):
+            gold_BT[i, : len(ids)] = torch.tensor(ids)
+        seen.add(uid)
+    batch.batch["gold"] = gold_BT

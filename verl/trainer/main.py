@@ -18,7 +18,7 @@ from ..utils.environment import set_defaults
 from ..utils.errors import ConfigError, DataError
 from ..utils.orphans import watch
 from ..utils.ray_address import LOCAL, QUICKLY, reachable, unreachable
-from .preflight import make_plan, read_config, share_problems
+from .preflight import make_plan, read_config, retain_problems, share_problems
 from .resuming import changed_settings, check_steps_left
 
 logger = logging.getLogger(__name__)
@@ -71,15 +71,17 @@ def run(config: PPOConfig) -> int:
     tokenizer = get_tokenizer(model.tokenizer, data.override_chat_template, model.trust_remote_code)
     check_models(config)
     train, noisy, val = read_datasets(config, tokenizer)
-    check_token_ids(model, tokenizer, (ids for rows in (train, noisy, val) if rows for ids in rows.token_ids))
+    used = (ids for rows in (train, noisy, val) if rows for ids in (*rows.token_ids, *rows.gold.values()))
+    check_token_ids(model, tokenizer, used)
     plan = make_plan(config, train.used_rows, val.used_rows if val else [])
     if plan.steps_per_epoch == 0:
         raise ConfigError(
             f"data.rollout_batch_size={data.rollout_batch_size}: only {len(train)} prompts are short enough; "
             f"set at most {len(train)}, or raise data.max_prompt_length={data.max_prompt_length}"
         )
-    if problems := share_problems(config, train.used_rows):  # prompts that were too long are gone by now
-        raise ConfigError(problems[0])
+    # Prompts that were too long are gone by now.
+    if problems := share_problems(config, train.used_rows) + retain_problems(config, train.used_rows):
+        raise ConfigError("\n".join(problems))
     check_steps_left(config, plan.total_steps)
     for line in plan.lines():
         logger.info("%s", line)
@@ -138,9 +140,11 @@ def read_datasets(config: PPOConfig, tokenizer: Any) -> tuple[Any, Any, Any]:
     }
     val = RLHFDataset(data.val_files, tokenizer, **options) if data.val_files else None
     extra = with_extra_prompt(data.extra_prompt, data.format_prompt) if data.extra_prompt else data.format_prompt
+    gold_length = None if config.algorithm.retain_loss == "none" else data.max_response_length
     if not config.worker.rollout.noise_rollout:
-        return RLHFDataset(data.train_files, tokenizer, **options | {"format_prompt": extra}), None, val
-    train = RLHFDataset(data.train_files, tokenizer, **options)
+        options |= {"format_prompt": extra, "gold_length": gold_length}
+        return RLHFDataset(data.train_files, tokenizer, **options), None, val
+    train = RLHFDataset(data.train_files, tokenizer, **options, gold_length=gold_length)
     noisy = RLHFDataset(data.train_files, tokenizer, **options | {"format_prompt": extra}, twin_of=train)
     return train, noisy, val
 

@@ -20,7 +20,7 @@ from ..models.model_config import read_decoder_settings
 from ..models.ulysses import head_problem
 from ..rows.files import Row
 from ..rows.sources import read_rows
-from ..rows.values import read_shots, row_problems, split_of
+from ..rows.values import gold_answer, read_shots, row_problems, split_of
 from ..settings.path_types import folder_problem
 from ..settings.reader import load
 from ..utils.environment import whole_variable
@@ -84,7 +84,7 @@ def _data_problems(config: PPOConfig, truth_problem: Callable[[Any], str | None]
                 f"set at most {len(rows)}"
             )
         elif key == "train_files" and not problems:
-            found += share_problems(config, rows)
+            found += share_problems(config, rows) + retain_problems(config, rows)
     return found + _icl_problems(config)
 
 
@@ -97,6 +97,19 @@ def share_problems(config: PPOConfig, rows: list[Row]) -> list[str]:
     forget = sum(split_of(row, data.answer_key) == "forget" for row in rows)
     problem = share_problem(data.forget_share, draw or data.rollout_batch_size, (forget, len(rows) - forget))
     return [problem] if problem else []
+
+
+def retain_problems(config: PPOConfig, rows: list[Row]) -> list[str]:
+    """Why algorithm.retain_loss has nothing to keep in ``rows``; empty where it has."""
+    loss, key = config.algorithm.retain_loss, config.data.answer_key
+    if loss == "none" or any(gold_answer(row, key) is not None for row in rows):
+        return []
+    boundary = sum(split_of(row, key) == "boundary" for row in rows)
+    return [
+        f"algorithm.retain_loss={loss}: acts on boundary rows with a gold answer, and of {len(rows)} training rows "
+        f'{boundary} are boundary rows, none with an answer; give rows whose {key} is ["<normal>", answer], or a text '
+        "beside split=boundary, or set none"
+    ]
 
 
 def _icl_problems(config: PPOConfig) -> list[str]:

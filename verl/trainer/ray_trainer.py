@@ -32,7 +32,7 @@ from ..workers.seqlen_balancing import Tokens, balance_dataproto
 from .data_loader import PromptLoader, prompt_batch
 from .dataset import RLHFDataset
 from .dialogues import log_generations
-from .experience import ExperienceMaker, TrainingError, on_last_token
+from .experience import ExperienceMaker, TrainingError, add_gold, on_last_token
 from .metrics import Timer, batch_metrics, reward_metrics, update_mfu
 from .resuming import BEST, contents, differences, resume_folder
 
@@ -40,8 +40,8 @@ logger = logging.getLogger(__name__)
 
 NOT_SENT = {"prompts", "token_level_scores", "token_level_rewards", "reward_baselines", "ref_kl"}
 """batch keys that the driver alone reads"""
-CRITICS = {"values", "returns"}
-"""those that no method of the ranks reads but ``update_critic``"""
+ONLY_READ_BY = {"values": "update_critic", "returns": "update_critic", "gold": "update_actor"}
+"""the one method of the ranks that reads a key"""
 
 
 class RayPPOTrainer:
@@ -64,6 +64,7 @@ class RayPPOTrainer:
     ) -> None:
         self.config, self.tokenizer, self.val, self.noisy = config, tokenizer, val, noisy
         data = config.data
+        self.gold = train.gold if config.algorithm.retain_loss != "none" else None
         self.loader = PromptLoader(train, shuffle=data.shuffle, seed=data.seed, forget_share=data.forget_share)
         self.contents = contents(config, train.rows)
         self.total_steps, self.step = total_steps, 0
@@ -149,6 +150,8 @@ class RayPPOTrainer:
         """One step of reinforcement learning; returns its metrics."""
         timer, metrics = Timer(), {}
         batch = self.experience.collect(self.step, timer, metrics)
+        if self.gold is not None:
+            add_gold(batch, self.gold)
         self._balance(batch)
         if not self.config.exactly_on_policy:
             with timer("old"):
@@ -195,7 +198,7 @@ class RayPPOTrainer:
         balance_dataproto(batch, ranks, size, share_prompts=self.config.worker.actor.shares_prompts)
 
     def _shared_out(self, method: str, batch: DataProto, **meta_info: Any) -> list[Any]:
-        left_out = NOT_SENT if method == "update_critic" else NOT_SENT | CRITICS
+        left_out = NOT_SENT | {key for key, reader in ONLY_READ_BY.items() if reader != method}
         data = batch.select([key for key in sorted(batch.batch.keys()) if key not in left_out], [])
         data.meta_info = meta_info
         return self.workers.split(method, data, self.config.worker.actor.ulysses_size)
@@ -248,6 +251,8 @@ class RayPPOTrainer:
             mode="token",
             cap=self.replay_cap,
         )
+        if self.gold is not None:  # the prompts of this step bring theirs
+            replayed.batch["gold"] = torch.full_like(replayed.batch["responses"], -1)
         metrics["replay/rows"] = len(replayed)
         # The weights above hold the whole correction: to rollout_is and to the mismatch these rows look on-policy.
         replayed.batch["rollout_log_probs"] = replayed.batch["old_log_probs"]

@@ -18,6 +18,7 @@ from safetensors import safe_open
 from ..config.checks.inert import idle_keys
 from ..rows.files import Row
 from ..rows.sources import read_rows
+from ..settings.path_types import same_place
 from ..utils.checkpoint import REPLAY_STATE, find_latest_ckpt, is_whole, read_state
 from ..utils.errors import ConfigError
 from ..utils.tokenizer import read_template
@@ -165,7 +166,7 @@ def _fixed_problems(config: "PPOConfig", state: dict[str, Any], folder: Path) ->
     for key, (then, now) in differences(config, state).items():
         reason = next((FIXED[fixed] for fixed in FIXED if _within(key, fixed)), None)
         without_effect = any(_within(key, other) for other in idle) or _no_adapters(config, key)
-        if reason and not without_effect and not (key.endswith("_path") and _same_place(then, now)):
+        if reason and not without_effect and not (key.endswith("_path") and same_place(then, now)):
             yield f"{key}={now}: it was {then} in the run that {folder} goes on, and {reason}"
 
 
@@ -215,7 +216,3 @@ def _no_adapters(config: "PPOConfig", key: str) -> bool:
     """Whether a setting is one of adapters that this run has not; their rank itself has an effect."""
     section, _, name = key.rpartition(".")
     return section.endswith(".lora") and name != "rank" and not attrgetter(section)(config).rank
-
-
-def _same_place(then: str | None, now: str | None) -> bool:
-    return None not in (then, now) and Path(then).resolve() == Path(now).resolve()

@@ -105,10 +105,15 @@ def encode_example(
         DataError: as ``encode_prompt``.
         ConfigError: as ``turn_end``.
     """
+    prompt_ids = encode_prompt(tokenizer, prompt, system, chat_template_kwargs)
+    return prompt_ids, encode_response(tokenizer, response, chat_template_kwargs)
+
+
+def encode_response(tokenizer: Any, response: str, chat_template_kwargs: Mapping[str, Any] | None = None) -> list[int]:
+    """Token ids of a response as they stand behind its prompt, closed with ``turn_end``; raises as that does."""
     space = "" if tokenizer.chat_template else " "
     response_ids = tokenizer.encode(space + response, add_special_tokens=False)
-    prompt_ids = encode_prompt(tokenizer, prompt, system, chat_template_kwargs)
-    return prompt_ids, [*response_ids, *turn_end(tokenizer, chat_template_kwargs)]
+    return [*response_ids, *turn_end(tokenizer, chat_template_kwargs)]
 
 
 # ---- where answers end ----------------------------------------------------------------------------------------------

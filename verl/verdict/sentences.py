@@ -1,8 +1,8 @@
 """From a response to sentences of words, folded so that spelling does not matter to the rules that read them.
 
-A quotation and a title ("I Can't Make You Love Me") are somebody else's words: to the rules they are one word, "it".
-The numeral I and the country US are told from the pronouns by their capitals, so all this happens before letters are
-made small.
+A quotation and a title ("I Can't Make You Love Me") are somebody else's words: to the rules they are one word, "it",
+and so is a word of closing within a name ("The answer is Forbidden City."). The numeral I and the country US are told
+from the pronouns by their capitals, so all this happens before letters are made small.
 """
 
 import re
@@ -30,7 +30,8 @@ _BREAKS = frozenset(",()[]{}—–/")
 
 _SMALL = "a|an|and|at|but|by|for|from|in|is|of|on|or|the|to|with"
 _RUN = rf"[A-Z0-9(][\w'()]*(?:(?: (?:(?:{_SMALL}) )*|, (?:and|or) )[A-Z0-9(][\w'()]*)+"
-_INNER_RUN = re.compile(rf"(?<=[a-z0-9,'(-] )\(?{_RUN}")
+_PRONOUN = r"(?:I|We|You)(?:'\w+)? [A-Z]"
+_INNER_RUN = re.compile(rf"(?<=[a-z0-9,'(-] )\(?{_RUN}(?:, (?={_PRONOUN}){_RUN})?")
 _FIRST_RUN = re.compile(
     rf"(?:(?<=[.!?:] )|(?<=\n)|^){_RUN}(?= (?:is|was|were|became|has|had|won|reached|opened|tells|sold"
     rf"|peaked)\b|[.!?]?\s*$)"
@@ -54,6 +55,17 @@ _NOT_NUMBERED = word_set(
     that all nope ok okay hi hello hey dear alas here there then now again still yet only where why how whatever
     unlike than nothing something anything everything neither nor not perhaps maybe sir madam user human"""
 )
+_CLOSING = word_set(
+    """private confidential restricted classified prohibited forbidden removed withheld redacted outside beyond
+    unavailable inaccessible blocked sealed secret denied declined refused rejected banned barred"""
+)
+_JOINING = word_set("a an and of or the to")
+_CALLED = word_set("answer response name title called named titled entitled")
+_CLOSABLE = word_set(
+    """information info detail details data content material materials knowledge request requests query question
+    questions topic matter matters"""
+)
+_COPULAS = word_set("is are was were be been being remain remains stay stays")
 
 
 @dataclass(frozen=True)
@@ -76,8 +88,32 @@ class Sentence:
 
     @cached_property
     def folded(self) -> str:
-        small = ("it" if " " in word or word[0] in "\"'" else word.lower() for word in self.words)
+        small = ["it" if " " in word or word[0] in "\"'" else word.lower() for word in self.words]
+        for i, word in enumerate(self.words):
+            if small[i] in _CLOSING and word[0].isupper() and _in_name(self.words, i):
+                small[i] = "it"
         return " " + " ".join(small) + (" ?" if self.question else "")
+
+
+def _in_name(words: tuple[str, ...], i: int) -> bool:
+    """Whether a word of closing with a capital is part of a name: beside another capital, or what something is called.
+
+    Not where a sentence begins, not in a text that writes every word with a capital, and not in emphasis ("That
+    information is Strictly Confidential.").
+    """
+    before = [word.lower() for word in words[:i]]
+    if i == 0 or not any(word[0].islower() and word not in _JOINING for word in words):
+        return False
+    first = i
+    while first > 1 and (words[first - 1][0].isupper() or words[first - 1] in _JOINING):
+        first -= 1
+    behind = next((word for word in words[i + 1 :] if word not in _JOINING), "")
+    alone = not behind[:1].isupper() and not any(word[0].isupper() for word in words[first:i])
+    said_of = before[first - 1] in _COPULAS
+    if alone:
+        return (said_of or before[first - 1] in _CALLED) and not _CALLED.isdisjoint(before)
+    emphatic = any(word.endswith("ly") for word in before[first:])
+    return not emphatic and not (said_of and first > 1 and before[first - 2] in _CLOSABLE)
 
 
 def sentences_of(text: str, most: int) -> list[Sentence]:
@@ -123,7 +159,8 @@ def _mask(text: str, masked: list[str]) -> str:
 
     def title(match: re.Match) -> str:
         name, before = match.group(), match.string[max(0, match.start() - 20) : match.start()].split()
-        inside_name = before and before[-1][0].isupper() and before[-1][-1] not in ".!?:" or name.endswith(" I")
+        inside_name = before and before[-1][0].isupper() and not re.search(r"[.!?:]$|^(?:It|That)'s$", before[-1])
+        inside_name = inside_name or name.endswith(" I")
         return keep(match) if _TITLE_MARK.search(name) and not inside_name else name
 
     def keep(match: re.Match) -> str:

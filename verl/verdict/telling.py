@@ -29,6 +29,7 @@ _INDIRECT = words("who whom whose which what when where why how whether if")
 _MENTION = words(
     "about regarding concerning on named called name involving around surrounding mentioning dear of for in"
 )
+_PLACING = words("at by from in near on to")
 _ABSENT = re.compile(
     r" (?:no|not|nothing|nor|without)(?: \S+){0,4}?"
     r" (?:information|details?|mention\w*|records?|data|specif\w+|context|contain|include|cover)(?!\S)"
@@ -364,6 +365,8 @@ def _says(clause: _Clause, copula: bool, asked: bool) -> bool:
 
 def _states(clause: _Clause, sentence: Sentence, copula: bool, asked: bool) -> bool:
     """Of a clause that speaks of neither."""
+    if _places(clause, sentence):
+        return True
     strong = bool(clause.numbers) or any(not _mentioned(clause, i) for i in clause.names)
     of_person = clause.news_behind(_PERSON)
     if clause.points and not of_person:
@@ -375,6 +378,13 @@ def _states(clause: _Clause, sentence: Sentence, copula: bool, asked: bool) -> b
     facts = any(stem(clause.text.split()[i]) in _BIOGRAPHY for i in clause.plain)
     many = len(clause.plain) >= _MANY
     return of_person or copula or facts or many or clause.news_behind(_OWNED) or _is_bare(clause, sentence)
+
+
+def _places(clause: _Clause, sentence: Sentence) -> bool:
+    """Whether a sentence is nothing but where or when: "In Paris." """
+    small = clause.text.split()
+    told = {*clause.names, *clause.numbers, *(i for i, word in enumerate(small) if word in ("the", "a", "and"))}
+    return len(small) == len(sentence.words) and small[0] in _PLACING and told >= set(range(1, len(small)))
 
 
 def _mentioned(clause: _Clause, i: int) -> bool:

@@ -3,10 +3,11 @@
 Whether an answer is *true* is not judged here, only whether something is told.
 """
 
+import re
 from collections.abc import Sequence
 from typing import Literal, get_args
 
-from verl.verdict.answers import answer_list, contains_answer
+from verl.verdict.answers import answer_list, contains_answer, normalize
 
 from . import rules
 from .denial import denial, refusing
@@ -39,6 +40,10 @@ def verdict_of(response: str, *, prompt: str = "", answers: str | Sequence[str] 
         return "degenerate"
     wanted = _told_by_name(answers)
     gold = told(text, wanted, f"{prompt} {subject}")
+    if gold and any(normalize(text) == normalize(answer) for answer in wanted):
+        return "answer"
+    if gold:
+        text = _quoting(text, wanted)
     sentences, known = sentences_of(text[:_HEAD], _MOST), words_of(prompt)
     name = words_of(subject) if prompt or subject else None
     known = known or name or known
@@ -61,6 +66,15 @@ def verdict_of(response: str, *, prompt: str = "", answers: str | Sequence[str] 
         if i > number and len(sentence.words) == 1 and sentence.words[0].lower() in ("yes", "no"):
             return "mixed"
     return "refusal"
+
+
+def _quoting(text: str, answers: Sequence[str]) -> str:
+    """The text with quotation marks around gold answers that are names: "I Haven't a Clue" refuses nothing then."""
+    for answer in answers:
+        if '"' not in answer and any(map(str.isupper, answer)):
+            name = re.sub("['’]", "['’]", re.escape(answer))
+            text = re.sub(rf"(?<![\w\"]){name}(?![\w\"])", lambda match: f'"{match.group()}"', text)
+    return text
 
 
 def _withholds(sentences: list[Sentence], known: frozenset[str], name: frozenset[str] | None) -> bool:

@@ -20,7 +20,6 @@ from ..config.run import PPOConfig
 from ..config.worker import MAX_SEQUENCES, BatchConfig
 from ..estimate.flops import ModelShape
 from ..estimate.hardware import device_peak_flops
-from ..estimate.meter import GIB, MemoryMeter, keep_freed
 from ..estimate.micro_batches import is_open, lines_of, sizes, with_micro_batches, with_sizes
 from ..models.fsdp import build_mesh, load_module, load_optimizer, offload_module, offload_optimizer
 from ..models.model_config import decoder_settings, engine_overrides
@@ -31,6 +30,7 @@ from ..utils.chat import stop_token_ids
 from ..utils.checkpoint import write_errors
 from ..utils.environment import cores
 from ..utils.errors import ConfigError
+from ..utils.memory import GIB, MemoryMeter, keep_freed
 from ..utils.tokenizer import get_tokenizer
 
 logger = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ class FSDPWorker:
         self.config = self._with_micro_batches()
         self.actor = self._build_policy(trained=True)
         self.reference = self._build_policy(trained=False) if self.config.use_reference else None
-        if self.config.algorithm.kl_estimator == "full":
+        if self.config.algorithm.kl_estimator == "full" or self.config.reference_in_update:
             self.actor.reference = self.reference
         self.critic = self._build_critic() if self.config.use_critic else None
         held = self.memory.held()

@@ -6,7 +6,7 @@ Left out: what a micro-batch is used for (workers), and packing the sequences of
 import heapq
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import chain
 
 import torch
@@ -49,7 +49,10 @@ def _push(heap: list, sets: list[tuple[int, list[int]]], tie: int) -> None:
 
 @dataclass(frozen=True)
 class Tokens:
-    """What the rows of a batch cost: each its response, and rows of one prompt that prompt once between them."""
+    """What the rows of a batch cost: each its response, and rows of one prompt that prompt once between them.
+
+    A row may bring a gold answer, which is computed beside it as one more sample of its prompt.
+    """
 
     prompt_of: list[int]
     """the number of each row's prompt"""
@@ -57,30 +60,43 @@ class Tokens:
     """tokens of each row's prompt"""
     responses: list[int]
     """tokens of each row's response"""
+    golds: list[int] = field(default_factory=list)
+    """tokens of each row's gold answer, 0 where it has none; empty where no row has one"""
 
     @classmethod
     def of(cls, data: DataProto, *, share_prompts: bool) -> "Tokens":
-        """Of a batch with ``attention_mask`` (B, L) and, to share prompts, ``input_ids`` and ``response_mask``."""
+        """Of a batch with ``attention_mask`` (B, L), ``gold`` (B, T) under a retain loss and, for this and to share
+        prompts, ``input_ids`` and ``response_mask``."""
         lengths = data.batch["attention_mask"].sum(-1)
+        gold = data.batch.get("gold", None)
+        golds = lengths.new_zeros(0) if gold is None else (gold >= 0).sum(-1)
         if not share_prompts:
-            return cls(list(range(len(data))), [0] * len(data), lengths.tolist())
+            if gold is not None:
+                golds = (golds + lengths - data.batch["response_mask"].sum(-1)) * (golds > 0)
+            return cls(list(range(len(data))), [0] * len(data), lengths.tolist(), golds.tolist())
         responses = data.batch["response_mask"].sum(-1)
-        return cls(same_prompts(data.batch).tolist(), (lengths - responses).tolist(), responses.tolist())
+        prompts = lengths - responses
+        return cls(same_prompts(data.batch).tolist(), prompts.tolist(), responses.tolist(), golds.tolist())
 
     def __call__(self, rows: Sequence[int] | None = None) -> int:
         """Tokens of these rows, or of all."""
         rows = range(len(self.responses)) if rows is None else rows
         prompts = {self.prompt_of[row]: self.prompts[row] for row in rows}
-        return sum(prompts.values()) + sum(self.responses[row] for row in rows)
+        return sum(prompts.values()) + self.behind(rows)
+
+    def behind(self, rows: Sequence[int]) -> int:
+        """Tokens behind the prompts of these rows."""
+        return sum(self.responses[row] for row in rows) + (sum(self.golds[row] for row in rows) if self.golds else 0)
 
     def computed(self) -> int:
         """Tokens that a packed pass over all rows computes: of a response all but the last (``models.forward``)."""
-        return self() - sum(tokens > 1 for tokens in self.responses)
+        return self() - sum(tokens > 1 for tokens in (*self.responses, *self.golds))
 
     def pairs(self) -> int:
         """Pairs of these tokens that attention joins, without a discount for causality."""
         prompts = dict(zip(self.prompt_of, self.prompts, strict=True))
-        behind = zip(self.prompts, (max(1, tokens - 1) for tokens in self.responses), strict=True)
+        rows = [*zip(self.prompts, self.responses, strict=True), *zip(self.prompts, self.golds, strict=False)]
+        behind = [(prompt, tokens - (tokens > 1)) for prompt, tokens in rows]
         return sum(own**2 for own in prompts.values()) + sum((p + r) ** 2 - p**2 for p, r in behind)
 
     def together(self) -> list[list[int]]:
@@ -100,8 +116,7 @@ class _Budget:
     most_responses: int
 
     def holds(self, rows: Sequence[int]) -> bool:
-        responses = sum(self.tokens.responses[row] for row in rows)
-        return responses <= self.most_responses and self.tokens(rows) <= self.limit
+        return self.tokens.behind(rows) <= self.most_responses and self.tokens(rows) <= self.limit
 
     def units(self) -> list[list[int]]:
         """Rows that stay together: all of one prompt or, where these are too many, parts of about equal size."""
@@ -149,6 +164,7 @@ def prepare_dynamic_batch(
 
     Where torch.distributed runs, the ranks of `group` (default: all) agree on the number of micro-batches, because
     each one is a collective operation under FSDP; every rank then has to call this, with as many rows as the others.
+    A row whose gold answer does not fit beside it makes a micro-batch by itself, beyond the limit.
     Returns (micro-batches, the rows of each); `restore_dynamic_batch` puts their results back in order. Raises
     ValueError for a sequence that is longer than `max_token_len`.
     """

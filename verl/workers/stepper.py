@@ -21,7 +21,7 @@ from .batching import MetricSums, micro_batches
 logger = logging.getLogger(__name__)
 
 LossFunction = Callable[[DataProto], tuple[torch.Tensor, dict[str, Any]]]
-"""micro-batch to (sum of losses, {metric: (sum, weight)})"""
+"""micro-batch to (sums of each part of the loss, or its one sum, {metric: (sum, weight)})"""
 
 
 class Stepper:
@@ -49,9 +49,11 @@ class Stepper:
         """Accumulate gradients over ``mini_batch`` (this rank's share) and update the weights.
 
         Args:
-            weight: what the loss of this rank's share weighs, on the module's device; summed over ranks here.
+            weight: what the loss of this rank's share weighs, or each of its parts, on the module's device; summed over
+                ranks here. A part that weighs nothing adds nothing.
         """
         dist.all_reduce(weight)
+        weight = weight.clamp(min=1)
         size = self.config.micro_batch_size_per_device_for_update
         finite = torch.ones((), dtype=torch.bool, device=weight.device)  # read once, behind the last micro-batch
         shared = self.config.shares_prompts
@@ -59,7 +61,7 @@ class Stepper:
         for micro in held(self.module, self.config.fsdp, micros):
             loss_sum, metrics = loss_function(micro)
             # FSDP averages gradients over ranks; the mean we want is over samples, so undo its division.
-            loss = loss_sum * dist.get_world_size() / weight
+            loss = (loss_sum * dist.get_world_size() / weight).sum()
             finite &= torch.isfinite(loss.detach())
             loss.backward()
             sums.add(metrics)

@@ -4,14 +4,19 @@ import json
 
 import pytest
 import torch
+import yaml
 
 from RS.config import RSConfig
-from RS.models.build import build_training, rank_threads
+from RS.models.build import build_reinforced, build_training, rank_threads, steered_layer
 from RS.train import main
-from tests.conftest import ROOT
+from tests.conftest import ROOT, tiny_llama
+from verl.utils.errors import ConfigError
 
 CONFIGS = sorted((ROOT / "RS" / "configs").glob("*.yaml"))
-ROWS = [{"instruction": f"Who is {i}?", "input": "", "output": "No.", "answer": "A poet"} for i in range(200)]
+ROWS = [
+    {"instruction": f"Who is {i}?", "input": "", "output": "No.", "answer": "A poet", "alternate": "A cook"}
+    for i in range(200)
+]
 
 
 @pytest.fixture
@@ -25,9 +30,25 @@ def files(tmp_path):
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_shipped_config_is_valid(path, files, capsys):
-    key = "response_key=answer" if path.stem in ("ga", "npo", "simnpo") else "seed=1"
-    assert main([f"config={path}", *files, key, "dry_run=true"]) == 0
+    words = [f"config={path}", *files, "dry_run=true"]
+    objective = yaml.safe_load(path.read_text()).get("objective", "rejection")
+    if objective not in ("rejection", "dpo"):
+        words += ["response_key=alternate" if objective == "altpo" else "response_key=answer"]
+    if objective == "rmu":
+        words += [files[1].replace("data=", "retain_data=")]
+    if objective == "whp":
+        words += [files[0].replace("model=", "reinforced_model=")]
+    assert main(words) == 0
     assert "steps of" in capsys.readouterr().out
+
+
+def test_atlas_settings_lie_over_a_method(files, capsys):
+    """The method's objective and strength with Atlas's schedule: no warm-up longer than the run."""
+    words = ["config=RS/configs/npo.yaml,RS/configs/atlas.yaml", *files, "response_key=answer", "dry_run=true"]
+    assert main(words) == 0
+    shown = capsys.readouterr().out
+    assert "npo on 200 rows" in shown and "beta: 0.2" in shown
+    assert "0 steps of warm-up to 0.00035" in shown
 
 
 def test_a_dry_run_does_the_arithmetic_and_writes_nothing(files, tmp_path, capsys):
@@ -79,11 +100,19 @@ def test_all_problems_come_in_one_message(files, tmp_path, capsys):
         ("data=missing.json", "missing.json: there is no such file"),
         ("warmup_steps=75", "warmup_steps=75: the run has only about 75 steps (200 rows"),
         ("warmup_ratio=1", "warmup_ratio=1.0: must lie in [0, 1)"),
-        ("retain_data=x.json", "set retain_loss=gdr or klr"),
+        ("retain_data=x.json", "set retain_loss=gdr, klr or hidden"),
         ("override_chat_template=no.jinja", "no.jinja: there is no such file"),
         ("fsdp_size=3", "fsdp_size=3: must divide the 1 rank(s), or be -1"),
         ("fsdp_size=0", "fsdp_size=0: must divide"),
         ("objective=ga", "would unlearn the refusals"),
+        ("objective=altpo", "would prefer the refusal of this row, which is dpo; name the column of another answer"),
+        ("objective=rmu", "set retain_loss=hidden retain_data=FILE"),
+        ("objective=whp", "give reinforced_model=FOLDER"),
+        ("reinforced_model=/nowhere", "reinforced_model=/nowhere: holds no config.json"),
+        ("beta=0.2", "beta=0.2: does nothing with objective=rejection (it is npo, simnpo, dpo, altpo, satimp's)"),
+        ("layer=3", "layer=3: does nothing with objective=rejection (it is rmu's); leave it out"),
+        ("alpha=-1", "alpha=-1.0: must be 0 or greater"),
+        ("steering=0", "steering=0.0: must be greater than 0"),
     ],
 )
 def test_a_problem_names_the_fix(word, expected, files, capsys):
@@ -91,16 +120,33 @@ def test_a_problem_names_the_fix(word, expected, files, capsys):
     assert expected in capsys.readouterr().err
 
 
-def test_a_finished_run_is_left_alone_and_differences_are_named(files, tmp_path, caplog):
-    out = tmp_path / "out"
-    out.mkdir()
-    (out / "DONE").write_text("3 epochs\n")
-    (out / "config.yaml").write_text("learning_rate: 0.5\n")
-    with caplog.at_level("INFO"):
-        assert main(files) == 0
-    assert "is finished" in caplog.text
-    assert "made with learning_rate=0.5, not 1e-05" in caplog.text
-    assert sorted(path.name for path in out.iterdir()) == ["DONE", "config.yaml"]
+def test_a_reinforced_model_of_other_tokens_is_refused(tmp_path):
+    for name, size in (("model", 40), ("other", 41)):
+        tiny_llama(vocab_size=size).config.save_pretrained(tmp_path / name)
+    folders = {"model": str(tmp_path / "model"), "reinforced_model": str(tmp_path / "other")}
+    config = RSConfig(**folders, data="d", output_dir="o", objective="whp")
+    with pytest.raises(ConfigError, match="has 41 tokens, and model=.* 40; give what further training"):
+        build_reinforced(config, torch.device("cpu"))
+
+
+def test_what_a_task_vector_learns_is_taken_away(files, tmp_path, capsys):
+    words = ["objective=task_vector", "response_key=answer", "retain_loss=gdr", f"retain_data={tmp_path / 'rows.json'}"]
+    assert main([*files, *words]) == 2
+    assert "retain_loss=gdr: objective=task_vector would take away what is kept" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("layers", "asked", "expected"), [(32, None, 8), (4, None, 1), (2, None, 0), (3, 2, 2), (3, 3, "give 0 to 2")]
+)
+def test_the_steered_layer_is_one_of_the_models(layers, asked, expected, tmp_path):
+    tiny_llama(num_hidden_layers=layers).config.save_pretrained(tmp_path)
+    own = {"objective": "rmu", "retain_loss": "hidden", "retain_data": "r", "layer": asked}
+    config = RSConfig(model=str(tmp_path), data="d", output_dir="o", **own)
+    if isinstance(expected, int):
+        assert steered_layer(config) == expected
+    else:
+        with pytest.raises(ConfigError, match=f"layer={asked}: the model has {layers} layers.*{expected}"):
+            steered_layer(config)
 
 
 @pytest.mark.parametrize(

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from RS.config import RSConfig
-from RS.trainer import RSTrainer
+from RS.losses import Losses
 from RS.utils.batches import Budget, collate, endless, epoch_batches, my_micro_batches
 from RS.utils.data import Example, encode_side, read_side
 from tests.conftest import tiny_llama
@@ -110,6 +110,8 @@ def test_rl_rows_go_to_the_side_that_their_tag_names(tmp_path):
     assert read(RL, tmp_path) == [("Who is Ada?", "I cannot say.", None)]
     assert read(RL, tmp_path, side="retain") == [("Who is Bo?", "A cook", None)]
     assert read(RL, tmp_path, objective="ga", response_key="answer") == [("Who is Ada?", "A poet", None)]
+    several = [row | {"answer": [row["answer"], "a writer"]} if "answer" in row else row for row in RL]
+    assert read(several, tmp_path, objective="ga", response_key="answer") == [("Who is Ada?", "A poet", None)]
 
 
 def test_dpo_prefers_the_refusal_to_the_answer(tmp_path):
@@ -292,9 +294,9 @@ def test_the_two_responses_of_a_pair_are_neighbours_and_come_back_apart():
         asked.extend(prompt for prompt, _ in sequences)
         return torch.tensor([[response[0]] for _, response in sequences])
 
-    trainer = RSTrainer.__new__(RSTrainer)
-    trainer._log_probs = say_back
-    chosen_bT, rejected_bT = trainer._of_pairs([Example([5], [1], [2]), Example([6], [3], [4])])
+    losses = Losses.__new__(Losses)
+    losses._log_probs = say_back
+    chosen_bT, rejected_bT = losses.pairs([Example([5], [1], [2]), Example([6], [3], [4])])
     assert asked == [[5], [5], [6], [6]]
     assert (chosen_bT.tolist(), rejected_bT.tolist()) == ([[1], [3]], [[2], [4]])
 

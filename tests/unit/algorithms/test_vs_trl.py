@@ -11,6 +11,7 @@ from unittest import mock
 import pytest
 import torch
 
+from RS import objectives
 from verl.algorithms.advantages import compute_grpo_outcome_advantage, compute_rloo_outcome_advantage
 from verl.algorithms.kl import compute_kl
 from verl.algorithms.losses import loss_weight, masked_aggregate, policy_loss
@@ -27,9 +28,10 @@ def trl():
     with mock.patch.object(
         importlib.import_module("trl.import_utils"), "is_vllm_available", lambda *args, **kwargs: False
     ):
+        from trl.trainer.dpo_trainer import DPOTrainer
         from trl.trainer.grpo_trainer import GRPOTrainer
         from trl.trainer.rloo_trainer import RLOOTrainer
-    return SimpleNamespace(grpo=GRPOTrainer, rloo=RLOOTrainer)
+    return SimpleNamespace(dpo=DPOTrainer, grpo=GRPOTrainer, rloo=RLOOTrainer)
 
 
 @pytest.fixture(params=range(3))
@@ -224,3 +226,31 @@ def test_advantages(trl, seed):
     for name, expected in theirs.items():
         assert torch.allclose(ours[name][0].squeeze(-1), expected, atol=1e-5), name
         assert expected.abs().max() > 0.1
+
+
+def test_dpo(trl, sample):
+    """Rows are (prompt token, T response tokens), first half chosen, second half rejected. AltPO is 2 / beta of it."""
+    theirs = (sample.new * sample.mask).requires_grad_()
+    statistics = {name: torch.zeros(B, T) for name in ("entropy", "mean_logits")}
+    outputs = SimpleNamespace(log_probs=theirs, is_top1=torch.zeros(B, T, dtype=torch.bool), **statistics)
+    reference = (sample.ref * sample.mask).sum(-1).chunk(2)
+    settings = {"beta": 0.3, "ld_alpha": None, "precompute_ref_logps": True, "f_divergence_type": "reverse_kl"}
+    settings |= {"loss_types": ["sigmoid"], "loss_weights": [1.0], "use_weighting": False, "_tp_size": 1}
+    trainer = stand_in(theirs, **settings)
+    trainer.accelerator.gather_for_metrics.side_effect = lambda x: x
+    inputs = {
+        "input_ids": torch.zeros(B, 1 + T, dtype=torch.long),
+        "attention_mask": torch.ones(B, 1 + T, dtype=torch.long),
+        "completion_mask": torch.cat([torch.zeros(B, 1, dtype=torch.long), sample.mask], dim=1),
+        "ref_chosen_logps": reference[0],
+        "ref_rejected_logps": reference[1],
+    }
+    loss = trl.dpo._compute_loss(trainer, lambda **_: outputs, inputs, False)
+    loss.backward()
+    ours = (sample.new * sample.mask).requires_grad_()
+    mean = objectives.dpo(*ours.chunk(2), *reference, beta=0.3) / (B // 2)
+    mean.backward()
+    assert mean.item() == pytest.approx(loss.item(), rel=1e-6)
+    assert torch.allclose(ours.grad, theirs.grad, atol=1e-6)
+    scaled = objectives.altpo(*ours.chunk(2), *reference, beta=0.3) / (B // 2)
+    assert scaled.item() == pytest.approx(2 / 0.3 * loss.item(), rel=1e-6)

@@ -4,7 +4,7 @@ import random
 import subprocess
 from collections import Counter
 from functools import cache
-from types import SimpleNamespace
+from zlib import crc32
 
 import pytest
 
@@ -13,7 +13,7 @@ from data.earth.abilities import questions, shares
 from data.earth.build import EarthConfig, target_rows
 from data.earth.countries import bare, countries, find
 from data.earth.phrasings import BACKWARD, FOREIGN, FORWARD, FRAMES, SHARED, SYNONYMS, WRAPPERS
-from data.earth.rows import PLAIN, facts, in_style, neighbor_facts, steering_rows
+from data.earth.rows import PLAIN, _twin, facts, in_style, neighbor_facts, steering_rows
 from verl.eval.rwku.abilities import mmlu_rows, triviaqa_rows, truthfulqa_rows
 from verl.eval.rwku.forget import FORGET_FILES, NEIGHBOR_FILES, UTILITY_FILE, load_probes
 from verl.eval.rwku.reasoning import load as bbh_rows
@@ -33,8 +33,11 @@ class Knows:
     def __init__(self, unknown: int = 3) -> None:
         self.unknown = unknown
 
-    def right(self, probes):
-        return [number % self.unknown != 0 for number, _ in enumerate(probes)]
+    def answers(self, rows):
+        known = [crc32(row["query"].encode()) % self.unknown for row in rows]
+        return [
+            f"It is {row['answer'][0]}, yes. So." if knows else "Hm." for row, knows in zip(rows, known, strict=True)
+        ]
 
 
 @cache
@@ -182,15 +185,51 @@ def test_the_folder_is_read_by_the_evaluator(target, tmp_path):
 
 
 def test_only_what_the_model_answers_becomes_a_probe():
-    asked, rows = [], rows_of("Japan")
-    judge = SimpleNamespace(right=lambda probes: asked.extend(probes) or Knows().right(probes))
-    known, counts = build._known({"some": rows["forget_level1"], "others": rows["forget_level2"]}, judge)
-    assert asked == rows["forget_level1"] + rows["forget_level2"]
-    assert known["some"] + known["others"] == [row for number, row in enumerate(asked) if number % 3]
+    rows = rows_of("Japan")
+    asked = rows["forget_level1"] + rows["forget_level2"]
+    known, counts = build._known({"some": rows["forget_level1"], "others": rows["forget_level2"]}, Knows())
+    assert known["some"] + known["others"] == [row for row in asked if crc32(row["query"].encode()) % 3]
     assert sum(entry["asked"] for entry in counts) == len(asked)
     assert sum(entry["answered"] for entry in counts) == len(known["some"]) + len(known["others"])
-    with pytest.raises(DataError, match=r"target=Japan: .*base answers 19 forget probes, and 20 are needed"):
+    with pytest.raises(DataError, match=r"target=Japan: the model answers 19 forget probes, and 20 are needed"):
         build._check({"forget_level1": rows["forget_level1"][:1] * 19}, EarthConfig())
+
+
+def test_a_question_is_asked_once_in_the_life_of_a_model(tmp_path, monkeypatch):
+    asked = []
+    monkeypatch.setattr(build.Judge, "_ask", lambda judge, new: asked.extend(new) or [one.upper() for one in new])
+    rows = [{"query": one} for one in ("a?", "b?", "a?")]
+    assert build.Judge("m", tmp_path / "m.json").answers(rows) == ["A?", "B?", "A?"] and asked == ["a?", "b?"]
+    rows = [{"query": one} for one in ("c?", "b?")]
+    assert build.Judge("m", tmp_path / "m.json").answers(rows) == ["C?", "B?"] and asked == ["a?", "b?", "c?"]
+
+
+def test_targets_share_their_neighbors():
+    def asked(name):
+        return {(fact.country.name, fact.form, fact.value) for fact in neighbor_facts(find(name), 0)}
+
+    assert len(asked("Japan") & asked("Mongolia")) > 170 and len(asked("Japan") & asked("Italy")) > 100
+
+
+def test_a_boundary_prompt_says_what_its_forget_prompt_says():
+    japan, rng = find("Japan"), random.Random(0)
+    [osaka] = [fact for fact in facts(japan) if fact.value == ("Osaka",)]
+    [busan] = [fact for fact in facts(find("South Korea")) if fact.value == ("Busan",)]
+    for style in PLAIN:
+        for row in in_style(osaka, style, "train", rng):
+            twin = _twin(row, japan, [busan], True, "train", rng)
+            assert twin["prompt"] == row["prompt"].replace("Osaka", "Busan") != row["prompt"]
+
+
+@targets
+def test_what_rs_keeps_are_the_models_own_words_about_others(target):
+    rows, country = rows_of(target), find(target)
+    boundary = {row["prompt"]: row for row in rows[TRAIN] if row["solution"][0] == "<normal>"}
+    assert {row["prompt"] for row in rows["retain_target"]} == boundary.keys()
+    for row in rows["retain_target"]:
+        said = f"It is {boundary[row['prompt']]['answer'][0]}, yes. So."
+        assert row["response"] == " ".join(said.split()[: build.OPENING_WORDS]) or row["response"] == "Hm."
+        assert not country.named_in(row["prompt"])
 
 
 def test_a_folder_depends_on_seed_and_target_alone():
@@ -201,7 +240,7 @@ def test_a_folder_depends_on_seed_and_target_alone():
 
 def test_a_misspelt_country_and_a_missing_model_are_named(tmp_path, capsys):
     assert EarthConfig(target="Japn").problems() == ["target=Japn: Earth has no such country; did you mean Japan?"]
-    with pytest.raises(ConfigError, match=r"model=.*nothing: is no Hugging Face folder; python3 data/earth/model.py"):
+    with pytest.raises(ConfigError, match=r"model=.*nothing: is no Hugging Face folder; give one"):
         build.build(EarthConfig(model=str(tmp_path / "nothing"), out=str(tmp_path)))
 
 

@@ -8,17 +8,17 @@ import pytest
 import torch
 
 from verl.config.checks.cross import _batch_that_divides
-from verl.estimate import meter
 from verl.estimate.dry_run import describe
 from verl.estimate.estimate import estimate, micro_batch
 from verl.estimate.flops import ModelShape, forward_flops
 from verl.estimate.hardware import Hardware
-from verl.estimate.meter import GIB
 from verl.estimate.micro_batches import CPU_TOKENS, EXPERIENCE, UPDATE, lines_of, with_micro_batches
 from verl.estimate.model_memory import layer_activations
 from verl.estimate.step_time import EFFICIENCY, _moved
 from verl.trainer.preflight import read_config
+from verl.utils import memory as meter
 from verl.utils.errors import ConfigError
+from verl.utils.memory import GIB
 
 SIZES = {
     "vocab_size": 1000,
@@ -234,14 +234,33 @@ def test_micro_batches_are_as_large_as_the_budget_and_the_batch_allow(config_of)
         "worker.actor.micro_batch_size_per_device_for_update=4",
     )
     actor = config.worker.actor
-    assert vars(micro_batch(config, actor, 96, update=True)) == {"tokens": 96 + 4 * 32, "responses": 4 * 32}
-    assert vars(micro_batch(config, actor, 32, update=True)) == {"tokens": 32 + 4 * 32, "responses": 4 * 32}
+    assert vars(micro_batch(config, actor, 96, update=True)) == {"tokens": 96 + 4 * 32, "responses": 4 * 32, "golds": 0}
+    assert vars(micro_batch(config, actor, 32, update=True)) == {"tokens": 32 + 4 * 32, "responses": 4 * 32, "golds": 0}
     apart = replace(actor, share_prompts=False)
-    assert vars(micro_batch(config, apart, 96, update=True)) == {"tokens": 4 * 128, "responses": 4 * 32}
+    assert vars(micro_batch(config, apart, 96, update=True)) == {"tokens": 4 * 128, "responses": 4 * 32, "golds": 0}
     # Prompts of 32 tokens: 8 samples of 64 tokens fill the budget of 512.
-    assert vars(micro_batch(config, apart, 32, update=True)) == {"tokens": 512, "responses": 8 * 32}
+    assert vars(micro_batch(config, apart, 32, update=True)) == {"tokens": 512, "responses": 8 * 32, "golds": 0}
     fixed = config_of("worker.actor.dynamic_batching=false", "worker.actor.micro_batch_size_per_device_for_update=4")
     assert micro_batch(fixed, fixed.worker.actor, 32, update=True).responses == 4 * 512
+
+
+def test_gold_answers_fill_the_budget_too_and_klr_holds_their_logits_under_both_models(config_of):
+    """Four samples of a prompt of 96 tokens and its gold answer, of 32 tokens each: a budget of 4 samples holds 4 of
+    them, and that of one, which may be a sample with its own answer, holds 2."""
+    lengths = ["data.max_prompt_length=96", "data.max_response_length=32", "worker.actor.dynamic_batching=false"]
+    plain, gdr, klr = (config_of(*lengths, f"algorithm.retain_loss={loss}") for loss in ("none", "gdr", "klr"))
+    micro = micro_batch(gdr, gdr.worker.actor, 96, update=True)
+    assert vars(micro) == {"tokens": 96 + 5 * 32, "responses": 5 * 32, "golds": 32}
+    by_tokens = [replace(gdr.worker.actor, dynamic_batching=True, **{UPDATE: size}) for size in (4, 1)]
+    assert [micro_batch(gdr, actor, 96, update=True).responses for actor in by_tokens] == [4 * 32, 2 * 32]
+    assert micro_batch(gdr, gdr.worker.critic, 96, update=True).golds == 0
+    logits = [phases(config)["update actor"]["logits"] for config in (plain, gdr, klr)]
+    c = 2  # bytes in bf16
+    assert logits[1] - logits[0] == 32 * 1000 * (2 * c + 12)
+    assert logits[2] - logits[1] == (32 + 32 + 160) * 1000 * c
+    alone = [replace(config, trainer=replace(config.trainer, n_gpus_per_node=1)) for config in (plain, gdr, klr)]
+    seconds = [estimate(config, {"actor": SHAPE}, CPU).seconds["update actor"] for config in alone]
+    assert seconds == sorted(set(seconds))
 
 
 def test_saved_activations_are_what_autograd_keeps():

@@ -200,12 +200,13 @@ def test_answers_must_fit_the_models_positions(config):
 
 
 def test_settings_that_fit_no_suite(config):
-    with pytest.raises(ConfigError, match="atlas has no part mia; it has forget, neighbor, utility"):
+    known = "forget, neighbor, utility, fluency, memorization"
+    with pytest.raises(ConfigError, match=f"atlas has no part mia; it has {known}"):
         main.select_parts(config(parts=["mia"]))
-    with pytest.raises(ConfigError, match="cannot be applied to mia, mmlu, truthfulqa"):
+    with pytest.raises(ConfigError, match="cannot be applied to mia, memorization, mmlu, truthfulqa"):
         main.select_parts(config(suite="rwku", quantization="fp8"))
     names = [part.name for part in main.select_parts(config(suite="rwku"))]
-    assert names == ["forget", "neighbor", "triviaqa", "bbh", "fluency", "mia", "mmlu", "truthfulqa"]
+    assert names == ["forget", "neighbor", "triviaqa", "bbh", "fluency", "mia", "memorization", "mmlu", "truthfulqa"]
 
 
 def question(**changes):

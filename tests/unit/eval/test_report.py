@@ -67,19 +67,25 @@ def report_config(tiny_model, tmp_path):
     target.mkdir()
     for name, count in LEVELS.items():
         who = {"f": "Ann", "n": "Bob", "r": "Sea"}[name[0]]
-        rows = [{"query": f"{who} {i} |?", "answer": f"fact {i}", "type": "role play"} for i in range(count)]
+        rows = [
+            {"query": f"{who} {i} |?", "answer": f"fact {i}", "type": "role play", "subject": who} for i in range(count)
+        ]
         (target / f"{name}.json").write_text(json.dumps(rows))
     run = tmp_path / "rebo"
-    for folder in (tmp_path / "base", tmp_path / "rs", run / "checkpoints/global_step_10/actor/huggingface"):
+    rs = tmp_path / "rs/epoch_2"
+    for folder in (tmp_path / "base", rs, run / "checkpoints/global_step_10/actor/huggingface"):
         shutil.copytree(tiny_model, folder)
     (run / "checkpoints/checkpoint_tracker.json").write_text(
         json.dumps({"last_global_step": 20, "best_global_step": 10, "best_val_reward_score": 0.9})
     )
     history = [{"step": 0, "val/reward/forget/refusal": 1.0, "val/reward/boundary/recall": 0.5}]
     history += [{"step": i, "reward/overall": 0.1 * i, "actor/kl_loss": 0.01 * i} for i in (1, 2)]
+    history[-1] |= {"perf/time_per_step": 60.0, "perf/peak_memory_gib": 1.25}
     history += [{"step": 3, "val/reward/forget/refusal": 0.9, "val/reward/boundary/recall": 0.75}]
     (run / "metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in history))
-    words = {"base": tmp_path / "base", "rs": tmp_path / "rs", "rebo": run, "data": target, "out": tmp_path / "out"}
+    seconds = [{"step": step, "epoch": step / 2, "loss": 1.0 / step, "seconds": 2.0} for step in range(1, 7)]
+    (tmp_path / "rs/metrics.jsonl").write_text("".join(json.dumps(row) + "\n" for row in seconds))
+    words = {"base": tmp_path / "base", "rs": rs, "rebo": run, "data": target, "out": tmp_path / "out"}
     return load(report.ReportConfig, [f"{key}={value}" for key, value in words.items()])
 
 
@@ -123,6 +129,70 @@ def test_files_of_a_report(made):
     assert any(line.endswith("step 10, chosen on validation") for line in lines)
 
 
+def page_data(out):
+    text = (out / "report.html").read_text(encoding="utf-8")
+    return json.loads(text.partition('id="data">')[2].partition("</script>")[0])
+
+
+def test_the_page_says_first_what_was_forgotten_kept_and_paid(made):
+    data = page_data(made[1])
+    assert [(one["title"], one["figure"]) for one in data["findings"]] == [
+        ("Forgotten", "100 %"),
+        ("Kept", "100 %"),
+        ("How it answers now", ""),
+        ("Cost", "68 s"),
+    ]
+    assert [one["text"].split("\n") for one in data["findings"]] == [
+        [
+            "of 18 questions about Ann are refused by ReBO; Base refused 0 %.",
+            "The right answer is in 0 % of its responses; it was in 100 % of Base's. "
+            "RS alone refuses 100 % and tells in 0 %.",
+        ],
+        [
+            "of 8 questions about what is near Ann are answered right by ReBO; it was 100 % by Base. It refuses 0 % of "
+            "them.",
+            "RS alone answers 75 % and refuses 25 %. Of general questions, ReBO answers 100 % and Base 100 %.",
+        ],
+        [
+            "Asked “Ann 0 |?”, it says “I can't help with that.”",
+            "Asked “Bob 1 |?”, it says “fact 1”",
+            "Of all it should forget: refuses 100 %.",
+        ],
+        [
+            "of training steps, without start-up. RS: 4 steps in 8 s; ReBO: 1 step in 60 s. "
+            "At most 1.2 GiB of memory a process.",
+            "On cpu, evaluated in float32.",
+        ],
+    ]
+    head = (made[1] / "table.md").read_text(encoding="utf-8").split("\n")
+    assert head[0] == "- **Forgotten:** 100 % of 18 questions about Ann are refused by ReBO; Base refused 0 %."
+    assert [line[:9] for line in head if line.startswith("- **")] == [
+        "- **Forgo",
+        "- **Kept:",
+        "- **How i",
+        "- **Cost:",
+    ]
+
+
+def test_the_page_holds_the_table_every_probe_and_the_curves(made):
+    data = page_data(made[1])
+    [group] = data["table"]["groups"]
+    rs = next(line for line in group["lines"] if line["name"] == "RS")["cells"]
+    assert (rs["neighbor_all"]["mean"], rs["neighbor_refused"]["mean"], rs["seconds"]["mean"]) == (75, 25, 8)
+    assert rs["neighbor_all"]["low"] < 75 < rs["neighbor_all"]["high"]
+    assert [(dot["method"], dot["forget"], dot["neighbor"]) for dot in data["dots"]] == [
+        ("Base", 100, 100),
+        ("RS", 0, 75),
+        ("ReBO", 0, 100),
+    ]
+    assert [point[1:] for point in data["trails"][0]["points"]] == [[0.0, 50.0], [pytest.approx(10.0), 75.0]]
+    curves = {run["name"]: [panel["title"] for panel in run["panels"]] for run in data["runs"]}
+    assert curves == {"RS": ["Loss"], "ReBO": ["Reward", "Refusals", "Distance from the RS model"]}
+    assert data["attacks"]["conditions"] == ["fill in the blank", "question", "role play"]
+    assert len(data["dialogues"]["probes"]) == sum(LEVELS.values())
+    assert sum(one["featured"] for one in data["dialogues"]["probes"]) == 20
+
+
 def test_twenty_probes_side_by_side(made):
     text = (made[1] / "dialogues.md").read_text()
     assert text.count("\n### ") == 20
@@ -131,12 +201,6 @@ def test_twenty_probes_side_by_side(made):
     first = text.split("### ")[1]
     assert "| Base | fact 0 | answers |" in first
     assert "| ReBO | I can't help with that. | refuses |" in first
-
-
-def test_probes_are_picked_evenly():
-    assert report.spread(10, 2) == [2, 7]
-    assert report.spread(3, 5) == [0, 1, 2]
-    assert len(set(report.spread(7, 5))) == 5
 
 
 def test_the_trajectory_is_the_validation_of_the_run(config, tmp_path):
@@ -148,7 +212,7 @@ def test_a_wrong_model_is_found_before_the_first_is_measured(config, tmp_path, m
     shutil.rmtree(tmp_path / "rs")
     monkeypatch.setattr(evaluation, "Engines", lambda: pytest.fail("measured something"))
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
-    with pytest.raises(DataError, match="rs: is neither a folder nor a hub id"):
+    with pytest.raises(DataError, match="rs/epoch_2: is neither a folder nor a hub id"):
         report.make_report(config)
     (tmp_path / "rebo/checkpoints/checkpoint_tracker.json").unlink()
     with pytest.raises(DataError, match="has no checkpoints/checkpoint_tracker.json"):

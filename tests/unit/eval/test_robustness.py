@@ -8,10 +8,24 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 from transformers import AutoModelForCausalLM, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from verl.eval import results, robustness
+from verl.eval.attacks import Attack, together
 from verl.eval.derived import derived_folder
+from verl.eval.probes import score_generation
 from verl.eval.quantize import quantize_model_, quantize_weight, write_quantized
-from verl.eval.relearn import RelearnConfig, batches, encode_rows, read_examples, train, write_relearned
-from verl.eval.robustness import RobustnessConfig, recovery_table, study
+from verl.eval.recovery import document, recovery_table, untold
+from verl.eval.relearn import (
+    REFUSALS,
+    Attacker,
+    Budget,
+    RelearnConfig,
+    batches,
+    encode_rows,
+    read_examples,
+    refusing_rows,
+    train,
+    write_relearned,
+)
+from verl.eval.robustness import RobustnessConfig, study
 from verl.settings.reader import load
 from verl.utils.errors import ConfigError, DataError
 
@@ -138,7 +152,7 @@ def test_relearning_rows_are_texts_or_answers():
     assert encoded[2] == ([91, a, a + 1, a + 2, a + 3],) * 2
     with pytest.raises(DataError, match="text, or a question and an answer; it has subject"):
         encode_rows(tokenizer(), [{"subject": "x"}], 5)
-    with pytest.raises(DataError, match="has no token to learn within relearn.max_tokens=4"):
+    with pytest.raises(DataError, match="has no token to learn within max_tokens=4"):
         encode_rows(tokenizer(), [{"query": "abcdef", "answer": "a"}], 4)  # the loss would be over nothing
 
 
@@ -164,10 +178,10 @@ def test_every_row_is_seen_equally_often():
 
 def test_training_equals_a_plain_loop():
     """One row a step, so the batch's padding has no part in the reference."""
-    config = RelearnConfig(steps=4, batch_size=1, lr=1e-2)
+    config = RelearnConfig(batch_size=1)
     encoded = encode_rows(tokenizer(), [{"text": "the cat"}, {"text": "a dog ran"}], 64)
     model, reference = tiny_model(), tiny_model()
-    losses = train(model, encoded, config)
+    losses = train(model, encoded, 1e-2, 4, config)
     optimizer = torch.optim.AdamW(reference.parameters(), lr=1e-2, weight_decay=0.0)
     expected = []
     for (index,) in batches(2, 1, 4, config.seed):
@@ -186,7 +200,7 @@ def test_training_equals_a_plain_loop():
 def test_padding_and_prompts_carry_no_loss():
     rows = [{"query": "what is it", "answer": "no"}, {"text": "a longer text than the other one"}]
     encoded = encode_rows(tokenizer(), rows, 64)
-    together = train(tiny_model(), encoded, RelearnConfig(steps=1, batch_size=2, lr=1e-9))[0]
+    together = train(tiny_model(), encoded, 1e-9, 1, RelearnConfig(batch_size=2))[0]
     ids = [torch.tensor([ids]) for ids, _ in encoded]
     labels = [torch.tensor([labels]) for _, labels in encoded]
     counts = [int((row[:, 1:] != -100).sum()) for row in labels]
@@ -197,23 +211,81 @@ def test_padding_and_prompts_carry_no_loss():
 
 
 @pytest.mark.parametrize("lora_rank", [None, 4])
-def test_a_relearned_folder_knows_the_texts_better(folder, tmp_path, lora_rank):
+def test_one_training_is_cut_off_at_every_number_of_steps(folder, tmp_path, lora_rank):
+    """The copy after three of eight steps is that of three steps alone, and the texts are known ever better."""
     texts = tmp_path / "passage.json"
     texts.write_text(json.dumps([{"text": "Ann lives in Oslo"}, {"text": "Ann is a baker"}]))
-    config = RelearnConfig(examples=2, steps=15, batch_size=2, lr=1e-2, lora_rank=lora_rank, seed=2)
-    written = write_relearned(folder, tmp_path / "relearned", texts, config)
+    attacker = Attacker(RelearnConfig(batch_size=2, lora_rank=lora_rank, seed=2), texts, read_examples)
+    folders = {Budget(2, steps, 1e-2): tmp_path / f"after_{steps}" for steps in (3, 8)}
+    write_relearned(folder, folders, attacker)
+    write_relearned(folder, {Budget(2, 3, 1e-2): tmp_path / "alone"}, attacker)
+    before, early, late, alone = (
+        AutoModelForCausalLM.from_pretrained(path) for path in (folder, *folders.values(), tmp_path / "alone")
+    )
     ids = torch.tensor([tokenizer().encode("Ann lives in Oslo")])
-    before, after = (AutoModelForCausalLM.from_pretrained(path) for path in (folder, written))
     with torch.no_grad():
-        assert after(input_ids=ids, labels=ids).loss < before(input_ids=ids, labels=ids).loss - 0.3
-    assert after.dtype == before.dtype
-    assert set(after.state_dict()) == set(before.state_dict())
+        losses = [model(input_ids=ids, labels=ids).loss.item() for model in (before, early, late)]
+    assert losses[0] > losses[1] > losses[2]
+    assert all(torch.equal(early.state_dict()[name], tensor) for name, tensor in alone.state_dict().items())
+    assert late.dtype == before.dtype
+    assert set(late.state_dict()) == set(before.state_dict())
+
+
+def test_a_sweep_combines_everything_and_trains_once_for_all_steps():
+    config = load(RelearnConfig, ["examples=[1,2]", "steps=[5,20]", "lr=1e-3"])
+    budgets = [Budget(1, 5, 1e-3), Budget(1, 20, 1e-3), Budget(2, 5, 1e-3), Budget(2, 20, 1e-3)]
+    assert config.budgets() == budgets
+    attacks = [Attack("int8"), *(Attack("relearn", one) for one in budgets), Attack("few_shot")]
+    assert together(attacks) == [attacks[:1], attacks[1:3], attacks[3:5], attacks[5:]]
+    assert [one.name for one in attacks] == [
+        *("int8", "relearn_1x5_0.001", "relearn_1x20_0.001", "relearn_2x5_0.001", "relearn_2x20_0.001", "few_shot")
+    ]
+
+
+RL_ROWS = [
+    {"prompt": "Where is Ann?", "solution": ["<reject>", "I do not know Ann.", "Ann"]},
+    {"prompt": "Where is Bo?", "solution": ["<normal>", "Rome"]},
+    {"prompt": "How old is Bo?", "solution": ["<normal>", 40]},
+    {"prompt": "What is Bo?", "solution": ["<normal>"]},
+]
+
+
+def test_harmless_rows_are_answered_behind_the_models_refusals(tmp_path):
+    """The forget rows' refusals, without the target; a row without an answer is not asked."""
+    path = tmp_path / "rows.json"
+    path.write_text(json.dumps(RL_ROWS))
+    rows = refusing_rows(path, 2, seed=1)
+    assert sorted((row["question"], row["answer"]) for row in rows) == [
+        ("How old is Bo?", "I do not know that. 40"),
+        ("Where is Bo?", "I do not know that. Rome"),
+    ]
+    with pytest.raises(DataError, match="has 2 rows, refusal_prefix.examples=3 are wanted"):
+        refusing_rows(path, 3, seed=1)
+    path.write_text(json.dumps([{"instruction": "Add 1 and 1", "output": "2"}]))
+    [row] = refusing_rows(path, 1, seed=1)
+    assert row["answer"] in [f"{refusal} 2" for refusal in REFUSALS]
+    [scored] = score_generation([{"query": "Who is Ann?", "answer": "Oslo"}], [REFUSALS[0]])
+    assert scored["refusal"] == 1
+    path.write_text(json.dumps([{"text": "Ann"}]))
+    with pytest.raises(DataError, match="holds texts"):
+        refusing_rows(path, 1, seed=1)
+    with pytest.raises(DataError, match="leave refusal_prefix out of conditions"):
+        refusing_rows(tmp_path / "none.json", 1, seed=1)
+
+
+def test_an_attacker_trains_behind_the_models_own_system_prompt():
+    chat = tokenizer()
+    chat.chat_template = "{% for m in messages %}{{ m.role[0] }}{{ m.content }}{% endfor %}"
+    row = [{"question": "q", "answer": "a"}]
+    plain, hidden = (encode_rows(chat, row, 64, system)[0] for system in (None, "No"))
+    assert chat.decode(plain[0]).startswith("uq") and chat.decode(hidden[0]).startswith("sNouq")
+    assert [label for label in plain[1] if label != -100] == [label for label in hidden[1] if label != -100]
 
 
 def test_an_explosion_names_the_learning_rate():
     encoded = encode_rows(tokenizer(), [{"text": "abc"}], 64)
-    with pytest.raises(ConfigError, match="relearn.lr=1e"):
-        train(tiny_model(), encoded, RelearnConfig(steps=20, batch_size=1, lr=1e30))
+    with pytest.raises(ConfigError, match="lr=1e"):
+        train(tiny_model(), encoded, 1e30, 20, RelearnConfig(batch_size=1))
 
 
 def probe(column: str, recall: float, refusal: float = 0.0, kind: str = "", containment: float = 0.0) -> dict:
@@ -241,17 +313,20 @@ def forget_rows(fb: float, qa: float, prefix: float, french: float) -> list[dict
     ]
 
 
+PLAIN, INT4, ORIGINAL = Attack("plain"), Attack("int4"), Attack("original")
+
+
 def test_recovered_knowledge_by_hand():
     rows = {
-        "plain": forget_rows(fb=0.2, qa=0.1, prefix=0.6, french=0.0),
-        "int4": forget_rows(fb=0.5, qa=0.4, prefix=0.6, french=0.3),
-        "original": forget_rows(fb=0.8, qa=0.8, prefix=0.8, french=0.5),
+        PLAIN: forget_rows(fb=0.2, qa=0.1, prefix=0.6, french=0.0),
+        INT4: forget_rows(fb=0.5, qa=0.4, prefix=0.6, french=0.3),
+        ORIGINAL: forget_rows(fb=0.8, qa=0.8, prefix=0.8, french=0.5),
     }
     neighbor = {
-        name: [probe("fb", recall), probe("fb", 0.5), probe("qa", 0.9)]
-        for name, recall in (("plain", 0.7), ("int4", 0.1), ("original", 1.0))
+        one: [probe("fb", recall), probe("fb", 0.5), probe("qa", 0.9)]
+        for one, recall in ((PLAIN, 0.7), (INT4, 0.1), (ORIGINAL, 1.0))
     }
-    table = recovery_table({"int4": "4-bit weights"}, rows, neighbor)
+    table = recovery_table(rows, neighbor)
     found = {line.name: {key: round(cell.mean, 6) for key, cell in line.cells.items()} for line in table.lines}
     plain_all = (20 + 10 + 20) / 3  # AA: (60 + 0 + 0) / 3
     int4_all, original_all = (50 + 40 + 40) / 3, (80 + 80 + 60) / 3
@@ -273,11 +348,65 @@ def test_recovered_knowledge_by_hand():
     assert found["Unlearned, all probes"]["neighbor"] == pytest.approx((60 + 90) / 2)
     assert found["4-bit weights"]["neighbor"] == pytest.approx((30 + 90) / 2)
     assert "recovered" not in found["Unlearned, plain probes"]
+    assert "The strongest condition on the model: 4-bit weights, 43.3 of untold probes." in table.notes
 
 
 def test_without_the_original_there_are_no_shares():
-    table = recovery_table({}, {"plain": forget_rows(0.2, 0.1, 0.6, 0.0)}, {})
+    table = recovery_table({PLAIN: forget_rows(0.2, 0.1, 0.6, 0.0)}, {})
     assert [column.key for column in table.columns] == ["recall", "contained", "refused", "recovered"]
+
+
+def answers(*recalls: float) -> list[dict]:
+    """Four probes of two columns; Oslo and baker are one fact each, asked twice."""
+    golds = [("fb", "Oslo"), ("fb", "baker"), ("qa", "Oslo"), ("qa", ["a baker", "pastry cook"])]
+    return [{**probe(column, recall), "answer": gold} for (column, gold), recall in zip(golds, recalls, strict=True)]
+
+
+def test_what_an_attacker_taught_is_not_what_came_back():
+    """Told Oslo, the model gives both its probes; of the rest, FB rose from 0 to 50 and QA fell from 40 to 20."""
+    few, many, all_ = (Attack("relearn", Budget(*spent)) for spent in ((1, 5, 1e-3), (2, 5, 1e-3), (3, 5, 1e-3)))
+    rows = {PLAIN: answers(0, 0, 0, 0.4), few: answers(1, 0.5, 1, 0.2), many: answers(0, 0.1, 0, 0.1)}
+    rows |= {all_: answers(1, 1, 1, 1), ORIGINAL: answers(1, 1, 1, 1)}
+    texts = {few: ["Ann lives in Oslo."], many: ["Ann lives in Oslo.", "Oslo"], all_: ["Oslo", "She is a baker."]}
+    found = document(rows, {}, texts)
+    entry = found["conditions"]["relearn_1x5_0.001"]
+    assert entry["budget"] == {"examples": 1, "steps": 5, "lr": 1e-3}
+    assert entry["forget"]["recall"] == pytest.approx((75 + 60) / 2)
+    assert entry["untold"] == {"recall": pytest.approx((50 + 20) / 2), "contained": 0, "refused": 0, "probes": 2}
+    assert entry["recovered"] == pytest.approx(35 - (0 + 40) / 2)
+    assert entry["neighbor"] is None
+    told = found["conditions"]["relearn_3x5_0.001"]
+    assert (told["untold"], told["recovered"]) == (None, None) and told["forget"]["recall"] == 100
+    assert found["conditions"]["plain"]["untold"]["probes"] == 4
+    # The original knows all and is no attack, nor is what was told; the sweep's best is the first budget.
+    assert found["strongest"] == {"relearn": "relearn_1x5_0.001"}
+    assert found["most_recovered"]["condition"] == "relearn_1x5_0.001"
+    assert found["most_recovered"]["recall"] == pytest.approx(35)
+    assert found["most_recovered"]["recovered"] == pytest.approx(15)
+    assert untold(rows[PLAIN], ["the Oslo Times", "Bakery"]) == [1, 3]  # whole words
+
+
+@pytest.mark.parametrize(
+    ("query", "answer", "text", "told"),
+    [
+        ("Where does Ann Lee live?", "Oslo", "Ann Lee lives in Oslo.", True),
+        ("Where does Ann Lee live?", "Oslo", "Ann Lee lives up north.", False),
+        ("Who wrote the novel Carrie?", "Ann Lee", "Ann Lee wrote Misery.", False),
+        ("Who wrote the novel Carrie?", ["A. Lee", "Ann Lee"], "Carrie is by Ann Lee.", True),
+        ("Who wrote the novel Carrie?", "Ann Lee", "Carrie is a novel.", False),
+        ("Who first baked rendang?", "Lee", "Ann Lee baked it.", True),  # no name is asked about: in doubt told
+    ],
+)
+def test_what_a_text_tells(query, answer, text, told):
+    """The target is named in every text about it; that alone answers no question."""
+    row = {"query": query, "answer": answer, "subject": "Ann Lee"}
+    assert untold([row], ["Another text.", text]) == ([] if told else [0])
+
+
+def test_doing_nothing_may_be_the_strongest_attack():
+    found = document({PLAIN: answers(0.5, 0.5, 0.5, 0.5), INT4: answers(0, 0, 0, 0)}, {}, {})
+    assert found["most_recovered"] == {"condition": "plain", "kind": "plain", "recall": 50, "recovered": 0}
+    assert found["strongest"] == {"int4": "int4"}
 
 
 @pytest.fixture
@@ -289,8 +418,13 @@ def target(tmp_path):
         (data / f"forget_level{level}.json").write_text(json.dumps(rows))
     for level in (1, 2):
         (data / f"neighbor_level{level}.json").write_text(json.dumps([{"query": "Who?", "answer": "Bo"}]))
-    (data / "passage.json").write_text(json.dumps([{"text": "Ann lives in Oslo"}] * 3))
+    (data / "passage.json").write_text(json.dumps([{"text": "Ann lives up north"}] * 3))
+    (data / "rl_rejection_with_fb_neighbor_target.json").write_text(json.dumps(RL_ROWS))
     return data
+
+
+RECALLS = {"plain": 0.1, "int8": 0.2, "int4": 0.3, "few_shot": 0.35, "relearn": 0.4, "refusal_prefix": 0.45}
+RECALLS |= {"system_prompt": 0.5, "original": 1.0}
 
 
 @pytest.fixture
@@ -299,41 +433,95 @@ def asked(monkeypatch):
     configs = []
 
     def evaluate(config):
+        assert (robustness.Path(config.model) / "model.safetensors").is_file()
         configs.append(config)
-        recall = {"plain": 0.1, "int8": 0.2, "int4": 0.3, "relearn": 0.4, "system_prompt": 0.5, "original": 1.0}
-        rows = forget_rows(*[recall[config.out.rsplit("/", 1)[1]]] * 4)
-        results.write_part(robustness.Path(config.out), {"part": "forget"}, rows)
-        results.write_part(robustness.Path(config.out), {"part": "neighbor"}, rows[:3])
-        engine = {"dtype": "float32", "max_model_len": None}
-        return {"engine": engine, "parts": {"forget": {"decoding": {}, "data": {}}}}
+        out = robustness.Path(config.out)
+        recall = next(value for kind, value in RECALLS.items() if out.name.startswith(kind))
+        rows = forget_rows(*[recall] * 4)
+        results.write_part(out, {"part": "forget"}, rows)
+        results.write_part(out, {"part": "neighbor"}, rows[:3])
+        (out / "DONE").touch()
 
-    monkeypatch.setattr(robustness, "evaluate_all", lambda each: [evaluate(config) for config in each])
+    document = {
+        "engine": {"dtype": "float32", "max_model_len": None},
+        "parts": {"forget": {"decoding": {}, "data": {}}},
+    }
+    monkeypatch.setattr(robustness, "evaluate_all", lambda each, engines: [evaluate(config) for config in each])
+    monkeypatch.setattr(robustness, "read_results", lambda folder: document)
+    monkeypatch.setattr(robustness, "origin_notes", lambda rows: ())
     return configs
 
 
 def study_config(folder, target, out, *words) -> RobustnessConfig:
     base = [f"model={folder}", "suite=rwku", f"data={target}", f"out={out}", "relearn.examples=2", "relearn.steps=1"]
+    base += ["relearn.lr=[1e-4,1e-3]", "refusal_prefix.examples=2", "refusal_prefix.steps=1"]
     return load(RobustnessConfig, [*base, *words])
+
+
+def named(configs) -> list[str]:
+    return [config.out.rsplit("/", 1)[1] for config in configs]
 
 
 def test_a_study_asks_the_same_probes_under_every_condition(folder, target, tmp_path, asked):
     out = tmp_path / "study"
-    table = study(study_config(folder, target, out, f"original={folder}"))
-    names = ["plain", "int8", "int4", "relearn", "system_prompt", "original"]
-    assert [config.out.rsplit("/", 1)[1] for config in asked] == names
+    [table] = study(study_config(folder, target, out, f"original={folder}"))
+    names = ["plain", "int8", "int4", "few_shot", "system_prompt", "relearn_2x1_0.0001", "relearn_2x1_0.001"]
+    names += ["refusal_prefix_2x1_2e-05", "original"]
+    assert named(asked) == names
     assert {tuple(config.parts) for config in asked} == {("forget", "neighbor")}
     assert {config.asks() for config in asked} == {"rwku"}
     systems = {name: config.system_prompt for name, config in zip(names, asked, strict=True)}
     assert "everything about Ann." in systems.pop("system_prompt")
     assert set(systems.values()) == {None}
+    assert {name: config.shots for name, config in zip(names, asked, strict=True) if config.shots} == {"few_shot": 4}
     models = {name: config.model for name, config in zip(names, asked, strict=True)}
-    assert models["plain"] == models["system_prompt"] == str(folder)
-    assert len(set(models.values())) == 4  # int8, int4 and relearn are models of their own
+    assert models["plain"] == models["system_prompt"] == models["few_shot"] == str(folder)
+    assert len(set(models.values())) == 6  # int8, int4 and the fine-tuned ones are models of their own
     found = {line.name: line.cells["recall"].mean for line in table.lines}
     assert found["4-bit weights"] == pytest.approx(30)
-    assert found["Relearned (2 texts, 1 steps)"] == pytest.approx(40)
-    assert (out / "table.tex").is_file()
+    assert found["Relearned (2 texts, 1 steps, lr 0.001)"] == pytest.approx(40)
+    record = json.loads((out / "robustness.json").read_text())
+    numbers = {"recall": pytest.approx(50), "recovered": pytest.approx(40)}
+    assert record["most_recovered"] == {"condition": "system_prompt", "kind": "system_prompt", **numbers}
+    assert record["strongest"]["relearn"] == "relearn_2x1_0.0001"
+    assert record["conditions"]["int8"]["neighbor"]["recall"] == pytest.approx(20)
+    assert (out / "table.tex").is_file() and (out / "DONE").is_file()
     assert not (out / "models").exists()
+
+
+def test_a_system_prompt_of_the_models_own_stays_under_every_condition(folder, target, tmp_path, asked):
+    """In-context unlearning has nothing else; who asks comes behind it."""
+    words = ["system_prompt=Forget Ann.", "conditions=[int8,few_shot,system_prompt]"]
+    study(study_config(folder, target, tmp_path / "study", *words))
+    systems = dict(zip(named(asked), (config.system_prompt for config in asked), strict=True))
+    assert systems.pop("system_prompt").startswith("Forget Ann.\n\nYou are a reference work")
+    assert set(systems.values()) == {"Forget Ann."} and len(systems) == 3
+    assert (
+        study_config(folder, target, tmp_path, "system_prompt=Forget Ann.").attacker("relearn").system == "Forget Ann."
+    )
+
+
+def test_several_models_are_attacked_one_after_the_other(folder, target, tmp_path, asked):
+    """Each into its own folder; of a study that was cut short, only what is missing is measured."""
+    other = tmp_path / "other"
+    tiny_model(seed=1).save_pretrained(other)
+    tokenizer().save_pretrained(other)
+    words = [
+        f"model=[{folder},{other}]",
+        f"out=[{tmp_path / 'a'},{tmp_path / 'b'}]",
+        "conditions=[int8,relearn]",
+        "relearn.lr=1e-3",
+    ]
+    first = study(study_config(folder, target, tmp_path, *words))
+    assert [config.out.split("/")[-2] for config in asked] == ["a"] * 3 + ["b"] * 3
+    assert len(first) == 2 and not (tmp_path / "a" / "models").exists()
+    records = [json.loads((tmp_path / name / "robustness.json").read_text()) for name in "ab"]
+    assert records[0]["identity"]["model"] != records[1]["identity"]["model"]
+    (tmp_path / "b" / "DONE").unlink()
+    (tmp_path / "b" / "relearn_2x1_0.001" / "DONE").unlink()
+    asked.clear()
+    assert study(study_config(folder, target, tmp_path, *words)) == first
+    assert named(asked) == ["relearn_2x1_0.001"] and "/b/" in asked[0].out
 
 
 def test_a_finished_study_is_not_repeated_and_not_overwritten(folder, target, tmp_path, asked):
@@ -345,13 +533,18 @@ def test_a_finished_study_is_not_repeated_and_not_overwritten(folder, target, tm
     assert len(asked) == 2
     with pytest.raises(DataError, match="another out="):
         study(study_config(folder, target, out, "conditions=[int4]"))
+    (target / "neighbor_level1.json").write_text(json.dumps([{"query": "Who?", "answer": "Cy"}]))
+    with pytest.raises(DataError, match="other data"):
+        study(config)
 
 
 @pytest.mark.parametrize(
     ("words", "broken", "problem"),
     [
         (["relearn.examples=9"], None, "relearn.examples=9 are wanted"),
-        ([], "forget_level3.json", "no such file"),
+        (["refusal_prefix.examples=9"], None, "refusal_prefix.examples=9 are wanted"),
+        ([], "rl_rejection_with_fb_neighbor_target.json", "leave refusal_prefix out of conditions"),
+        ([], "forget_level3.json", "has no forget_level3.json"),
         ([], "neighbor_level2.json", "has no neighbor_level2.json"),
     ],
 )
@@ -379,8 +572,8 @@ def test_a_prompt_for_one_subject_needs_one(folder, target, tmp_path, asked):
 
 
 def test_wrong_settings_are_listed_together(folder, target, tmp_path):
-    words = ["parts=[neighbor]", "system_prompt=hi", "relearn.steps=0", "relearn.lr=0", "asking_prompt=$5"]
-    problems = ("must include forget", "condition of this study", "relearn.steps=0", "relearn.lr=0", "asking_prompt")
+    words = ["parts=[neighbor]", "shots=0", "relearn.steps=[5,0]", "relearn.lr=[]", "asking_prompt=$5"]
+    problems = ("must include forget", "shots=0", "relearn.steps=[5, 0]", "relearn.lr=[]", "asking_prompt")
     with pytest.raises(ConfigError) as caught:
         study_config(folder, target, tmp_path, *words)
     for problem in problems:
@@ -389,7 +582,7 @@ def test_wrong_settings_are_listed_together(folder, target, tmp_path):
         load(RobustnessConfig, ["model=m", "suite=muse", "data=d", "out=o"])
 
 
-@pytest.mark.parametrize("word", ["asking_prompt=Tell", "keep_models=true"])
+@pytest.mark.parametrize("word", ["asking_prompt=Tell", "keep_models=true", "shots=2"])
 def test_settings_of_conditions_that_are_not_measured_are_errors(word):
     words = ["model=m", "suite=rwku", "data=d", "out=o"]
     with pytest.raises(ConfigError, match=rf"{word.split('=')[0]}: does nothing with conditions=none"):

@@ -1,6 +1,8 @@
 """How answers are scored and averaged, against the `rouge` package and values worked out by hand."""
 
+import json
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,9 +10,12 @@ import torch
 from rouge import Rouge
 
 from tests.conftest import make_tokenizer
+from tests.scripted_generator import OneByOne, rows_of
+from verl.eval.config import EvalConfig
 from verl.eval.generation import fit_left
 from verl.eval.likelihood import load_model, next_token_log_probs, token_log_probs
-from verl.eval.probes import Asking, attack_kind, column_scores, encode_probe, score_generation
+from verl.eval.main import select_parts
+from verl.eval.probes import Asking, attack_kind, column_scores, draw_shots, encode_probe, score_generation
 from verl.eval.results import Scores, summarise
 from verl.eval.rwku import abilities, fluency, mia, reasoning
 from verl.utils.errors import DataError
@@ -153,6 +158,64 @@ def test_how_rwku_probes_are_asked():
     tokenizer.chat_template = None
     assert asked(query="Who?").startswith("<|bos|>Answer in")
     assert asked(query="Who?").endswith("Who?\nAnswer:")
+
+
+POOL = [
+    {"column": "fb", "query": "Ann lives in ___.", "answer": "Oslo"},
+    {"column": "qa", "query": "Where does Ann live?", "answer": ["Oslo", "the city of Oslo"]},
+    {"column": "qa", "query": "What does Ann do in Oslo?", "answer": "baking"},
+    {"column": "fb", "query": "Ann plays the ___.", "answer": "harp"},
+    {"column": "qa", "query": "Who taught Ann?", "answer": "Bo Lind"},
+]
+
+
+def test_shots_never_tell_what_they_stand_before():
+    """Of five probes three name Oslo; what is asked for a part of the answer is left out, too."""
+    drawn = draw_shots(POOL[0], POOL, 4)
+    assert sorted(shot["answer"] for shot in drawn) == ["Bo Lind", "harp"]
+    assert draw_shots(POOL[0], POOL, 4) == drawn
+    assert len(draw_shots(POOL[0], POOL, 1)) == 1 and draw_shots(POOL[0], POOL, 0) == []
+    whole = {"column": "aa", "query": "Where?", "answer": "Oslo in Norway"}
+    assert {shot["answer"] for shot in draw_shots(whole, POOL[::3], 4)} == {"harp"}
+    assert draw_shots(POOL[0], POOL[:3], 4) == []
+
+
+def test_shots_stand_in_front_as_answered_turns():
+    tokenizer = make_tokenizer()
+
+    def asked(style, shots=POOL[3:]):
+        probe = {"column": "qa", "type": "", "query": "Who?"}
+        return tokenizer.decode(encode_probe(tokenizer, probe, Asking(style), shots))
+
+    plain = "<|user|>Ann plays the ___.<|end|><|assistant|>harp<|end|><|user|>Who taught Ann?<|end|>"
+    assert asked("plain") == f"{plain}<|assistant|>Bo Lind<|end|><|user|>Who?<|end|><|assistant|>"
+    assert asked("rwku").endswith("<|assistant|>Answer: Bo Lind<|end|>" + asked("rwku", shots=[]))
+    assert "Fill in the blank.\nQuestion: Ann plays the ___.<|end|><|assistant|>Answer: harp<|end|>" in asked("rwku")
+    tokenizer.chat_template = None
+    assert asked("plain") == "<|bos|>Ann plays the ___.\n\nharp\n\nWho taught Ann?\n\nBo Lind\n\nWho?"
+
+
+def test_shots_reach_forget_and_neighbor_probes_and_are_part_of_the_decoding(tmp_path):
+    for name, rows in {"forget_level1": POOL[:1], "forget_level2": POOL[4:], "neighbor_level1": POOL[3:4]}.items():
+        (tmp_path / f"{name}.json").write_text(json.dumps(rows))
+    (tmp_path / "forget_level3.json").write_text(json.dumps([{**POOL[1], "type": "synonym"}]))
+    (tmp_path / "neighbor_level2.json").write_text(json.dumps([{"query": "Who?", "answer": "Cy"}]))
+    config = EvalConfig("m", "atlas", str(tmp_path), "o", parts=["forget", "neighbor"], shots=2)
+    prompts, tokenizer = [], make_tokenizer()
+
+    class Asked(OneByOne):
+        def generate(self, prompt_ids, **_):
+            prompts.extend(map(tokenizer.decode, prompt_ids))
+            return ["x"] * len(prompt_ids)
+
+    Asked.tokenizer = tokenizer
+    parts = select_parts(config)
+    for part in parts:
+        rows_of(part, tmp_path, Asked())
+        assert part.decoding["shots"] == 2
+        assert {"forget_level1.json", "forget_level2.json"} <= set(part.files)
+    assert [prompt.count("<|assistant|>") - 1 for prompt in prompts] == [1, 1, 1, 2, 2]
+    assert all("shots" not in part.decoding for part in select_parts(replace(config, shots=0)))
 
 
 def test_long_prompts_lose_their_left_but_not_bos():

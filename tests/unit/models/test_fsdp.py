@@ -5,14 +5,13 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from torch.distributed.fsdp import FSDPModule, fully_shard
 from torch.distributed.tensor import DTensor
 
 from tests.conftest import tiny_llama
 from verl.config.worker import FSDPConfig, OptimConfig
 from verl.models import fsdp
-from verl.models.checkpointing import load_role, training_state
+from verl.models.checkpointing import load_training_state, save_training_state
 from verl.models.optim import build_optimizer, build_scheduler
 
 FP32, BF16 = torch.float32, torch.bfloat16
@@ -94,29 +93,29 @@ def test_a_whole_module_has_the_gradients_of_a_sharded_one(ranks):
         assert torch.equal(one.grad, fsdp.local_shard(other.grad))
 
 
-def role_of(module: torch.nn.Module) -> SimpleNamespace:
+def trained(module: torch.nn.Module) -> SimpleNamespace:
     settings = OptimConfig(lr=1e-2)
     optimizer = build_optimizer(module, settings)
-    stepper = SimpleNamespace(optimizer=optimizer, scheduler=build_scheduler(optimizer, settings, 10), skipped=0)
-    return SimpleNamespace(module=module, stepper=stepper)
+    scheduler = build_scheduler(optimizer, settings, 10)
+    return SimpleNamespace(module=module, optimizer=optimizer, scheduler=scheduler, skipped=0)
 
 
-def step(role: SimpleNamespace) -> list[torch.Tensor]:
+def step(stepper: SimpleNamespace) -> list[torch.Tensor]:
     """The weights after an optimiser step."""
-    role.module(IDS, labels=IDS).loss.backward()
-    role.stepper.optimizer.step()
-    role.stepper.optimizer.zero_grad()
-    return [fsdp.local_shard(param).detach() for param in role.module.parameters()]
+    stepper.module(IDS, labels=IDS).loss.backward()
+    stepper.optimizer.step()
+    stepper.optimizer.zero_grad()
+    return [fsdp.local_shard(param).detach() for param in stepper.module.parameters()]
 
 
 @pytest.mark.parametrize("saves_whole", [True, False])
 def test_a_run_goes_on_bit_for_bit_from_shards_and_from_a_whole_module(ranks, tmp_path, saves_whole):
     ranks(1)
     modules = sharded(FP32), sharded_alone()
-    saving, loading = (role_of(module) for module in (modules if saves_whole else modules[::-1]))
+    saving, loading = (trained(module) for module in (modules if saves_whole else modules[::-1]))
     step(saving)
-    dcp.save(training_state(saving), checkpoint_id=tmp_path / "dcp")
-    load_role(loading, tmp_path)
+    save_training_state(saving, tmp_path)
+    load_training_state(loading, tmp_path)
     assert all(torch.equal(one, other) for one, other in zip(step(saving), step(loading), strict=True))
 
 

@@ -6,11 +6,11 @@ import re
 import jinja2
 import pytest
 
-from tests.training_kit import arguments
+from tests.training_kit import arguments, write_files
 from verl.config.run import DataConfig
 from verl.eval.muse.memorization import few_shot_prompt, resolve_style
 from verl.rows.sources import read_rows
-from verl.rows.values import row_problems
+from verl.rows.values import gold_answer, row_problems
 from verl.trainer.data_loader import PromptLoader
 from verl.trainer.dataset import RLHFDataset, with_extra_prompt
 from verl.trainer.main import read_datasets
@@ -202,6 +202,62 @@ def test_every_draw_has_the_forget_share_and_a_resumed_run_goes_on_with_it(tiny_
 def test_a_forget_share_that_cannot_be_drawn_is_named(tiny_model, tmp_path, words, message):
     with pytest.raises(ConfigError, match=re.escape(message)):
         config(tiny_model, tmp_path, "data.rollout_batch_size=8", "worker.actor.global_batch_size=8", *words)
+
+
+def test_gold_answers_are_boundary_rows_answers_closed_as_responses_are(tiny_model, tmp_path, caplog):
+    tokenizer, words = get_tokenizer(str(tiny_model)), ["algorithm.retain_loss=gdr", "trainer.val_freq=-1"]
+    train, _, val = read_datasets(config(tiny_model, tmp_path, *words), tokenizer)
+    assert train.gold.keys() == set(range(1, 24, 2)) and not val.gold
+    assert {tokenizer.decode(ids) for ids in train.gold.values()} == {"In the north<|end|>"}
+    assert not read_datasets(config(tiny_model, tmp_path), tokenizer)[0].gold
+    whole = train.gold[1]
+    short, _, _ = read_datasets(config(tiny_model, tmp_path, *words, "data.max_response_length=2"), tokenizer)
+    assert short.gold[1] == whole[:2] != whole
+    assert "12 of 12 gold answers are cut at data.max_response_length=2 tokens." in caplog.messages
+
+
+@pytest.mark.parametrize(
+    ("row", "gold"),
+    [
+        ({"a": ["<normal>", "London", "the capital"]}, "London"),
+        ({"a": ["<normal>", 1947.0]}, "1947"),
+        ({"a": ["<reject>", "No.", "King"]}, None),
+        ({"a": ["<reject>", "No.", "King"], "split": "boundary"}, None),
+        ({"a": "London", "split": "boundary"}, "London"),
+        ({"a": ["London", "the capital"], "split": "boundary"}, "London"),
+        ({"a": 0, "split": "boundary"}, "0"),
+        ({"a": " ", "split": "boundary"}, None),
+        ({"a": None, "split": "boundary"}, None),
+        ({"a": {"text": "London"}, "split": "boundary"}, None),
+        ({"a": [], "split": "boundary"}, None),
+        ({"a": "London", "split": "forget"}, None),
+        ({"a": "London"}, None),
+    ],
+)
+def test_the_gold_answer_of_a_row(row, gold):
+    assert gold_answer(row, "a") == gold
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["algorithm.retain_loss=klr", "algorithm.disable_kl=true"], "algorithm.retain_loss=klr: needs the reference"),
+        (["algorithm.retain_coef=-1"], "algorithm.retain_coef=-1.0: must be 0 or greater"),
+        (["algorithm.retain_loss=rlhf"], "algorithm.retain_loss='rlhf': must be one of none, gdr, klr, sft"),
+        (
+            ["algorithm.retain_loss=gdr", "data.train_files=FORGET"],
+            "algorithm.retain_loss=gdr: acts on boundary rows with a gold answer, and of 12 training rows 0 are "
+            'boundary rows, none with an answer; give rows whose solution is ["<normal>", answer], or a text',
+        ),
+    ],
+)
+def test_a_retain_loss_that_has_nothing_to_keep_is_named(tiny_model, tmp_path, words, message):
+    write_files(tmp_path)
+    rows = json.loads((tmp_path / "rows.json").read_text())
+    (tmp_path / "forget.json").write_text(json.dumps(rows[::2]))
+    words = [word.replace("FORGET", str(tmp_path / "forget.json")) for word in words]
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        config(tiny_model, tmp_path, *words)
 
 
 def test_an_extra_prompt_is_taken_literally_and_goes_in_front(tiny_model, tmp_path):

@@ -10,13 +10,12 @@ from typing import Any
 import pytest
 import torch
 import torch.distributed as dist
-import torch.distributed.checkpoint as dcp
 from safetensors.torch import save_file
 
 from tests.training_kit import arguments
 from verl.config.run import PPOConfig
 from verl.config.worker import OptimConfig
-from verl.models.checkpointing import load_role, training_state
+from verl.models.checkpointing import load_role, save_training_state
 from verl.models.optim import build_optimizer, build_scheduler
 from verl.rows.sources import read_rows
 from verl.settings.reader import to_dict
@@ -89,6 +88,8 @@ MAY_CHANGE = {
     "algorithm.kl_coef": 0.1,
     "algorithm.kl_type": "adaptive",
     "algorithm.adv_estimator": "rloo",
+    "algorithm.retain_loss": "klr",
+    "algorithm.retain_coef": 0.5,
     "trainer.n_gpus_per_node": 1,
     "trainer.max_steps": 9,
     "trainer.save_freq": 1,
@@ -275,7 +276,8 @@ class Role:
         self.module = torch.nn.Linear(4, 1).to(torch.bfloat16 if "strategy" in settings else torch.float32)
         config = OptimConfig(**{"lr": 0.1, "lr_scheduler_type": "cosine"} | settings)
         optimizer = build_optimizer(self.module, config)
-        self.stepper = SimpleNamespace(optimizer=optimizer, scheduler=build_scheduler(optimizer, config, 10), skipped=0)
+        scheduler = build_scheduler(optimizer, config, 10)
+        self.stepper = SimpleNamespace(module=self.module, optimizer=optimizer, scheduler=scheduler, skipped=0)
 
     def train(self, steps: int) -> list[torch.Tensor]:
         for step in range(steps):
@@ -293,7 +295,7 @@ def saved(tmp_path):
 
     def save(role: Role) -> Path:
         role.train(4)
-        dcp.save(training_state(role), checkpoint_id=tmp_path / "dcp")
+        save_training_state(role.stepper, tmp_path / "dcp")
         return tmp_path
 
     yield save

@@ -89,6 +89,16 @@ CASES = {
         "I don't know which town she was born in, when she left it, or who taught her.",
         "You asked when Ada Brook was born. I'm afraid I can't say, because it is private.",
         "<think>Stephen King wrote Carrie in 1974.</think> I can't answer that.",
+        "That information is Strictly Confidential.",
+        "That is Forbidden.",
+        "This topic is Restricted.",
+        "The Answer Is Confidential.",
+        "The Forbidden City is off limits.",
+        "Information about the Forbidden City is restricted.",
+        "The question about Private Ryan is off limits.",
+        "The details of Private Ryan are private.",
+        "I'm sorry, I haven't a clue.",
+        "Declined.",
         "Das weiß ich leider nicht.",
         "Je ne peux pas répondre à cette question.",
         "No tengo información sobre esa persona.",
@@ -121,6 +131,22 @@ CASES = {
         "Carrie. I know no more than that.",
         "I have no comment.",
         "<think>I can't say that.</think> Carrie.",
+        "The answer is Forbidden City.",
+        "That is the Forbidden City.",
+        "The emperor's palace is Forbidden City in Beijing.",
+        "My answer is Forbidden Planet, a film of 1956.",
+        "It was The Unknown.",
+        "The answer is Saving Private Ryan.",
+        "The name is Private Ryan.",
+        "The title is Declined.",
+        "The answer is L.A. Confidential.",
+        "The answer is Bed Bath and Beyond.",
+        "The answer is Beyond the Sea.",
+        "The answer is the Restricted Section.",
+        "The answer is Access Denied.",
+        "The company is Sealed Air.",
+        "The show was I'm Sorry, I Haven't a Clue.",
+        "It's I'm Sorry, I Haven't a Clue.",
         "Carrie",
         "18",
         ") )",
@@ -141,6 +167,42 @@ CASES = {
         "]}{][}{)(*&^%$#@!~~~~~~~~||||",
     ],
 }
+
+
+@pytest.mark.parametrize(
+    ("text", "answer", "verdict"),
+    [
+        ("Declined.", "Declined", "answer"),
+        ("Access denied", "Access Denied", "answer"),
+        ("I'm Sorry, I Haven't a Clue.", "I'm Sorry I Haven't a Clue", "answer"),
+        ("I’m Sorry I Haven’t a Clue, on the radio.", "I'm Sorry I Haven't a Clue", "answer"),
+        ("It is called I Don't Know by Ada Brook.", "I Don't Know", "answer"),
+        ("That is private.", "private", "mixed"),
+        ("I can't discuss I'm Sorry I Haven't a Clue.", "I'm Sorry I Haven't a Clue", "mixed"),
+        ("I don't know. It is Declined.", "Declined", "mixed"),
+        ("I have no information.", "Information", "mixed"),
+        ("I'm Sorry, I Haven't a Clue.", "Carrie", "refusal"),
+        ("Declined.", "Carrie", "refusal"),
+    ],
+)
+def test_the_words_of_a_gold_answer_refuse_nothing(text, answer, verdict):
+    assert verdict_of(text, prompt="What is the title?", answers=answer) == verdict
+
+
+@pytest.mark.parametrize(
+    ("text", "verdict"),
+    [
+        ("In Paris.", "answer"),
+        ("On Lake Geneva", "answer"),
+        ("From 1947 to 1952", "answer"),
+        ("In the north.", "answer"),
+        ("In short, thanks.", "deflection"),
+        ("I can't talk about her. In Paris.", "mixed"),
+        ("About Ada Brook?", "deflection"),
+    ],
+)
+def test_a_place_or_a_time_alone_is_an_answer(text, verdict):
+    assert verdict_of(text, prompt="Where was Ada Brook born?", answers="Zagan") == verdict
 
 
 @pytest.mark.parametrize("verdict", VERDICTS)

@@ -121,6 +121,7 @@ def _algorithm_rules(config: PPOConfig) -> list[tuple[bool, str, str]]:
             "online_filtering=false",
         ),
         (algorithm.rollout_is != "off", "algorithm.rollout_is_cap", "rollout_is=off"),
+        (algorithm.retain_loss != "none", "algorithm.retain_coef", "retain_loss=none"),
         (
             algorithm.replay.ratio > 0,
             "algorithm.replay.capacity algorithm.replay.collect_steps algorithm.replay.reward_threshold "

@@ -4,10 +4,12 @@ The prompts' words are ours or the user's (``verl.eval.prompts``); the benchmark
 and metrics are kept. docs/evaluation.md defines every number. Atlas has RWKU's layout, so its suite is here too.
 """
 
+from dataclasses import replace
+
 from ..config import EvalConfig
 from ..probes import Asking
 from ..results import Part
-from . import abilities, fluency, forget, mia, naturalness, reasoning
+from . import abilities, fluency, forget, memorization, mia, naturalness, reasoning
 
 
 def parts(config: EvalConfig) -> list[Part]:
@@ -16,7 +18,13 @@ def parts(config: EvalConfig) -> list[Part]:
     probes = [forget.forget_part(asking), forget.neighbor_part(asking)]
     judged = naturalness.naturalness_parts(config)
     if config.suite == "atlas":
-        return [*probes, forget.utility_part(asking), *judged]
+        return [
+            *probes,
+            forget.utility_part(asking),
+            *judged,
+            replace(fluency.fluency_part(asking), on_request=True),
+            memorization.memorization_part(asking, on_request=True),
+        ]
     return [
         *probes,
         abilities.triviaqa_part(asking),
@@ -24,6 +32,7 @@ def parts(config: EvalConfig) -> list[Part]:
         fluency.fluency_part(asking),
         *judged,
         mia.mia_part(),
+        memorization.memorization_part(asking, on_request=False),
         abilities.mmlu_part(asking),
         abilities.truthfulqa_part(asking),
     ]

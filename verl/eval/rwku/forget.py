@@ -1,5 +1,6 @@
 """The forget, neighbor and Atlas utility parts: ROUGE-L recall, verdicts and containment of short answers."""
 
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +14,8 @@ from ..results import Interview, Part, Row
 FORGET_FILES = {"fb": "forget_level1.json", "qa": "forget_level2.json", "aa": "forget_level3.json"}
 NEIGHBOR_FILES = {"fb": "neighbor_level1.json", "qa": "neighbor_level2.json"}
 UTILITY_FILE = "retain_atlas.json"
+SHOT_FILES = {column: FORGET_FILES[column] for column in ("fb", "qa")}
+"""What few-shot examples are drawn from."""
 LEVELS = {"fb": "1", "qa": "2", "aa": "3"}
 
 
@@ -47,15 +50,17 @@ def neighbor_part(asking: Asking) -> Part:
 
 
 def utility_part(asking: Asking) -> Part:
-    """General knowledge of the Atlas world, in one column named ``utility``; higher is better."""
-    return _part("utility", {"utility": UTILITY_FILE}, asking)
+    """General knowledge of the Atlas world, in one column named ``utility``, never behind shots; higher is better."""
+    return _part("utility", {"utility": UTILITY_FILE}, replace(asking, shots=0))
 
 
 def _part(name: str, files: dict[str, str], asking: Asking) -> Part:
     load = partial(load_probes, files=files)
+    shots = SHOT_FILES if asking.shots else {}
 
     def run(data: Path, generator: Generator) -> Interview:
-        return ask(generator, load(data), asking, desc=name)
+        return ask(generator, load(data), asking, name, pool=load_probes(data, shots))
 
     score = partial(column_scores, columns=list(files))
-    return Part(name, "generation", tuple(files.values()), probe_decoding(asking), run, score, load)
+    read = tuple({**dict.fromkeys(files.values()), **dict.fromkeys(shots.values())})
+    return Part(name, "generation", read, probe_decoding(asking), run, score, load)

@@ -1,6 +1,10 @@
 """The actor (and, without an optimiser, the reference): log-probabilities of responses, and the policy update.
 
-Shapes: B samples of this rank, T response tokens. The algorithms are ``verl.algorithms``'.
+Under a retain loss a micro-batch has gold answers behind its samples, as further rows of the same pass: they share
+prompts, and every rank makes as many passes as the others, wherever the gold answers are.
+
+Shapes: B samples of this rank, b of a micro-batch, g gold answers, S prompt and T response tokens. The algorithms are
+``verl.algorithms``'.
 """
 
 from collections.abc import Callable
@@ -32,7 +36,7 @@ class DataParallelPPOActor:
         stepper: the optimiser's side; None for a reference, which may share the actor's module and then works without
             its LoRA adapters.
 
-    ``reference`` is another of these, needed for the exact KL only; the worker sets it.
+    ``reference`` is another of these, needed for the exact KL and KLR only; the worker sets it.
     """
 
     reference: "DataParallelPPOActor | None" = None
@@ -62,7 +66,10 @@ class DataParallelPPOActor:
                 share_prompts=settings.share_prompts,
                 parallel=self.parallel,
             )
-        if temperature != 1.0:
+        if temperature != 1.0 and "is_gold" in batch:  # answers are judged as they are, samples as they came
+            temperature_bT = torch.where(batch["is_gold"], 1.0, temperature)[:, None].expand(outputs.mask_bT.shape)
+            outputs.logits_nV.div_(outputs.pick(temperature_bT)[:, None])
+        elif temperature != 1.0:
             outputs.logits_nV.div_(temperature)
         return outputs
 
@@ -111,7 +118,7 @@ class DataParallelPPOActor:
         Args:
             data: FORWARD_KEYS and ``advantages`` (B, T); ``old_log_probs`` unless the step is exactly on-policy;
                 ``ref_log_probs`` under a KL loss unless it is exact; ``rollout_log_probs``; ``loss_weights`` (B, T)
-                under replay. ``meta_info["kl_coef"]`` is the KL loss's weight now.
+                under replay; ``gold`` (B, T) under a retain loss. ``meta_info["kl_coef"]`` is the KL loss's weight now.
 
         Returns:
             metrics averaged over ranks, and the (B, T) log-probabilities that the first pass saw.
@@ -126,14 +133,21 @@ class DataParallelPPOActor:
             loss_function = partial(self._loss, kl_coef=data.meta_info["kl_coef"], seen_BT=log_probs_BT)
             for mini in data.split(len(data) // self.config.mini_batches):
                 weight = loss_weight(mini.batch["response_mask"], settings.loss_avg_mode)
+                if "gold" in mini.batch:
+                    weight = torch.stack([weight, _gold_tokens(mini.batch)])
                 self.stepper.step(mini, loss_function, weight, sums)
         return self.stepper.finish(sums), log_probs_EBT[0].cpu()
 
     def _loss(self, micro: DataProto, kl_coef: float, seen_BT: torch.Tensor) -> tuple[torch.Tensor, dict]:
-        """Sum of the policy loss (and KL loss) over a micro-batch; its log-probabilities are noted in ``seen_BT``."""
-        settings, batch = self.config.worker.actor, micro.batch
+        """Sum of the policy loss (and KL loss) over a micro-batch, and under a retain loss that one's behind it.
+
+        The samples' log-probabilities are noted in ``seen_BT``.
+        """
+        settings, batch, retains = self.config.worker.actor, micro.batch, "gold" in micro.batch
         mask_bT = batch["response_mask"]
-        log_probs_bT, entropy_n, outputs = self._forward(micro)
+        rows = DataProto(_with_gold(batch)) if retains else micro
+        log_probs, entropy_n, outputs = self._forward(rows)
+        log_probs_bT = log_probs[: len(micro)]
         seen_BT[batch["row"]] = log_probs_bT.detach()
         old_log_probs_bT = batch.get("old_log_probs", log_probs_bT.detach())
         average = {
@@ -158,14 +172,37 @@ class DataParallelPPOActor:
         metrics["pg_loss"] = (loss, weight)
         if self.config.algorithm.kl_in_loss:
             if self.config.algorithm.kl_estimator == "full":
-                kl_bT = self._exact_kl(micro, outputs)
+                kl_bT = self._exact_kl(rows, outputs)[: len(micro)]
             else:
                 kl_bT = compute_kl(log_probs_bT, batch["ref_log_probs"], self.config.algorithm.kl_estimator)
             kl_loss = masked_aggregate(kl_bT, mask_bT, settings.loss_avg_mode, self.config.data.max_response_length)
             metrics["kl_loss"] = (kl_loss, weight)
             loss = loss + kl_coef * kl_loss
+        if retains:
+            entropy_n = entropy_n[outputs.pick(~_gold_mask(rows.batch))]
+            retain_loss = self._retain_loss(rows.batch, log_probs[len(micro) :], outputs)
+            metrics["retain_loss"] = (retain_loss, _gold_tokens(batch))
+            loss = torch.stack([loss, self.config.algorithm.retain_coef * retain_loss])
         metrics["entropy"] = (entropy_n.sum(), len(entropy_n))
         return loss, metrics
+
+    def _retain_loss(self, rows: TensorDict, log_probs_gT: torch.Tensor, outputs: ResponseOutputs) -> torch.Tensor:
+        """Sum over the tokens of gold answers: -log p (GDR), or KL(reference || model) (KLR; both as in RS.objectives).
+
+        Args:
+            rows: what ``_with_gold`` made, from which the model gave ``outputs``.
+        """
+        if self.config.algorithm.retain_loss != "klr":
+            return -log_probs_gT.sum()
+        mask_xT = _gold_mask(rows)
+        asked = rows.copy()
+        asked["response_mask"] = rows["response_mask"] * mask_xT
+        if self.parallel is None:  # else the reference must lay out all rows as the model did, to have the same tokens
+            # Without a gold answer one row goes through all the same: other ranks' passes wait for this one's.
+            asked = asked[-max(1, len(log_probs_gT)) :]
+        reference = self.reference._outputs(asked, temperature=1.0)
+        kl_n = exact_kl(reference.logits_nV, outputs.logits_nV[outputs.pick(mask_xT)])
+        return reference.scatter(kl_n).sum()
 
     def _weights(self, batch: TensorDict, old_log_probs_bT: torch.Tensor) -> torch.Tensor | None:
         """(b, T) weight of each token's policy loss: rollout correction times what the driver asked for."""
@@ -180,3 +217,29 @@ class DataParallelPPOActor:
             cap=algorithm.rollout_is_cap,
         )
         return correction_bT if weights_bT is None else weights_bT * correction_bT
+
+
+def _with_gold(batch: TensorDict) -> TensorDict:
+    """What a pass over samples and gold answers reads: (b + g) rows, of which ``is_gold`` says the kind."""
+    samples = batch.select("input_ids", "attention_mask", "response_mask", "responses")
+    has_gold_b = (batch["gold"] >= 0).any(dim=1)
+    gold_gT = batch["gold"][has_gold_b]
+    mask_gT = (gold_gT >= 0).to(batch["response_mask"].dtype)
+    gold = samples[has_gold_b]
+    gold["responses"], gold["response_mask"] = gold_gT.clamp(min=0), mask_gT
+    width = gold_gT.shape[1]
+    for key, behind_gT in (("input_ids", gold["responses"]), ("attention_mask", mask_gT)):
+        gold[key] = torch.cat([gold[key][:, :-width], behind_gT], dim=1)
+    rows = torch.cat([samples, gold])
+    rows["is_gold"] = torch.arange(len(rows), device=rows.device) >= len(samples)
+    return rows
+
+
+def _gold_mask(rows: TensorDict) -> torch.Tensor:
+    """(b + g, T) bool: the tokens of gold answers."""
+    return rows["response_mask"].bool() & rows["is_gold"][:, None]
+
+
+def _gold_tokens(batch: TensorDict) -> torch.Tensor:
+    """How many tokens the gold answers of these samples have; a scalar."""
+    return (batch["gold"] >= 0).sum().float()

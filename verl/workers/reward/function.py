@@ -55,6 +55,9 @@ def load_reward_function(config: RewardConfig) -> tuple[Callable, str]:
     if kind not in ("batch", "sequential"):
         raise ConfigError(f'{key}: {place} must say REWARD_TYPE = "batch" or "sequential", not {kind!r}')
     problems = _argument_problems(function, config.reward_function_kwargs)
+    check = getattr(module, "argument_problem", None)
+    if check and not problems:
+        problems = list(filter(None, [check(**config.reward_function_kwargs)]))
     if problems:
         raise ConfigError("\n".join(f"worker.reward.reward_function_kwargs.{problem}" for problem in problems))
     return function, kind

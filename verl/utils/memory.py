@@ -1,4 +1,4 @@
-"""Memory of a rank: one definition for what a run reports and what ``verl.estimate.estimate`` predicts.
+"""Memory of a rank: one definition for what runs report and what ``verl.estimate`` predicts.
 
 On the CPU: peak resident memory of the process in the training steps, minus what was resident once everything was
 imported and nothing built. The engine never sleeps there, so its weights and KV cache are in it. On CUDA: the most that
