@@ -32,7 +32,7 @@ from RS.models.build import (
 )
 from RS.models.task_vector import TaskVector
 from RS.resuming import STATE, STATES, digest
-from RS.utils.batches import Budget, endless, epoch_batches, my_micro_batches
+from RS.utils.batches import SEED_STRIDE, Budget, endless, epoch_batches, my_micro_batches
 from RS.utils.data import Example
 from verl.models.checkpointing import (
     ADAPTER,
@@ -61,7 +61,6 @@ STATE_S = 60.0
 """seconds of an epoch after which a training state is worth writing"""
 STATE_SHARE = 20
 """how many times longer than it takes to write one training goes on before the next"""
-SEED_STRIDE = 1_000_003
 
 
 class TrainingError(RuntimeError):

@@ -18,13 +18,15 @@ Sequence = tuple[list[int], list[int]]
 AUTO_TOKENS = {"cpu": 1024, "cuda": 4096}
 """real tokens of a micro-batch under ``micro_batch_size=auto``. A CPU's products are at their fastest from 256 on, and
 what a micro-batch costs besides is a few percent at 1,024; 4,096 are eight of RWKU's longest examples"""
+SEED_STRIDE = 1_000_003
+"""how far the seeds of random numbers lie apart from one ``seed`` to the next; epochs and steps count between"""
 SHORTEST_OPENING = 8
 """tokens that prompts must begin with in common before it is worth computing them once"""
 
 
 def epoch_batches(count: int, batch_size: int, seed: int, epoch: int) -> list[list[int]]:
     """The numbers 0..count-1 in this epoch's order, in batches; the last one may be smaller."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * 1_000_003 + epoch)).tolist()
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed * SEED_STRIDE + epoch)).tolist()
     return [order[start : start + batch_size] for start in range(0, count, batch_size)]
 
 

@@ -125,25 +125,28 @@ def _facts(country: Country, several: set[tuple[str, str]]) -> list[Fact]:
 def in_style(fact: Fact, style: str, use: Use, rng: random.Random) -> list[Row]:
     """A fact as questions, as sentences with a blank (cloze), or in one of RWKU's adversarial kinds; none if it has no
     such form."""
-    words, asking = fact.words, fact.words["ask"][use]
-    if style == "question":
-        prompts = [fact.say(form) for form in asking]
-    elif style == "cloze":  # the frames take turns
-        frames = FRAMES[use]
-        blanks = enumerate(words["blank"][use])
-        prompts = [say(frames[number % len(frames)], q=fact.say(form)) for number, form in blanks]
-    elif style in WRAPPERS:
-        question, extra = fact.say(rng.choice(asking)), _extra(fact, style, use, rng)
-        prompts = [] if extra is None else [say(rng.choice(WRAPPERS[style][use]), q=question, o=extra)]
-    elif fact.value is not None:
-        prompts = []
-    elif style == SYNONYM:
-        prompts = [] if fact.kind == "capital" else [say(rng.choice(asking), x=_described(fact, use, rng), r=fact.role)]
-    else:
-        foreign = FOREIGN[style].get(fact.kind, {}).get(use, [])
-        prompts = [say(form, x=fact.country.foreign[style]) for form in foreign]
     frame = {"answer": fact.answers, "style": style, "fact": fact}
+    prompts = _prompts(fact, style, use, rng)
     return [{"prompt": prompt, "form": number, **frame} for number, prompt in enumerate(prompts)]
+
+
+def _prompts(fact: Fact, style: str, use: Use, rng: random.Random) -> list[str]:
+    asking = fact.words["ask"][use]
+    if style == "question":
+        return [fact.say(form) for form in asking]
+    if style == "cloze":  # the frames take turns
+        frames = FRAMES[use]
+        blanks = enumerate(fact.words["blank"][use])
+        return [say(frames[number % len(frames)], q=fact.say(form)) for number, form in blanks]
+    if style in WRAPPERS:
+        question, extra = fact.say(rng.choice(asking)), _extra(fact, style, use, rng)
+        return [] if extra is None else [say(rng.choice(WRAPPERS[style][use]), q=question, o=extra)]
+    if fact.value is not None:
+        return []
+    if style == SYNONYM:
+        return [] if fact.kind == "capital" else [say(rng.choice(asking), x=_described(fact, use, rng), r=fact.role)]
+    foreign = FOREIGN[style].get(fact.kind, {}).get(use, [])
+    return [say(form, x=fact.country.foreign[style]) for form in foreign]
 
 
 def adversarial(fact: Fact, use: Use, rng: random.Random) -> list[Row]:

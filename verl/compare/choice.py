@@ -10,7 +10,7 @@ or by breaking, the verdicts beside say.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from statistics import fmean, harmonic_mean
+from statistics import harmonic_mean
 from typing import Any
 
 from verl.eval.validation import recall
@@ -77,8 +77,3 @@ def dominators(name: str, points: Mapping[str, Point], rivals: Sequence[str]) ->
         if rival != name and told <= low and kept >= high and (told, kept) != (low, high):
             found.append(rival)
     return found
-
-
-def mean_points(points: Sequence[Point]) -> Point:
-    """The mean over targets and seeds."""
-    return fmean(told for told, _ in points), fmean(kept for _, kept in points)

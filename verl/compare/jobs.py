@@ -14,6 +14,7 @@ from RS.checks import read_config as read_rs
 from RS.config import RSConfig
 from verl.config.run import PPOConfig, migrate
 from verl.eval.config import EvalConfig
+from verl.eval.findings import training_of
 from verl.eval.results import counting, fingerprint
 from verl.eval.selection import chosen_checkpoint
 from verl.eval.validation import FILE as VALIDATION
@@ -41,8 +42,6 @@ beside answers; the rows of both sides; those that tries are chosen by."""
 FORGET_ONLY, ALTERNATES = "rl_forget", "alternates"
 """``$NAME`` of files that are made where a row needs them: the forget rows of ``rl`` alone, for the ablation without
 boundary rows; and ``rl`` with other plausible answers of the original model, for AltPO."""
-COSTS = {"rs": "seconds", "rebo": "perf/time_per_step"}
-PEAK = "perf/peak_memory_gib"
 
 
 @dataclass(frozen=True)
@@ -80,10 +79,9 @@ class Job:
         """Seconds of the optimiser's steps and, where the run says it, the most memory of a rank in GiB."""
         if self.stage == "none" or not (self.run / "metrics.jsonl").is_file():
             return {}
-        rows = read_metrics(self.run)
-        peaks = [row[PEAK] for row in rows if PEAK in row]
-        seconds = sum(row.get(COSTS[self.stage], 0.0) for row in rows)
-        return {"seconds": seconds} | ({"peak_gib": max(peaks)} if peaks else {})
+        took = training_of(read_metrics(self.run))
+        found = {"seconds": took.seconds, "peak_gib": took.peak_gib} if took else {}
+        return {name: value for name, value in found.items() if value is not None}
 
     def forget_model(self) -> None:
         """Remove the weights, and with them DONE; metrics and settings stay."""
@@ -201,6 +199,11 @@ def rs_program(ranks: int) -> list[str]:
     return ["python3", *(several if ranks > 1 else []), "RS/train.py"]
 
 
+def listed(error: ConfigError | DataError) -> list[str]:
+    """The problems that a message lists, or all of it."""
+    return [line.strip(" -") for line in str(error).splitlines() if line.startswith(" ")] or [str(error)]
+
+
 def job_problems(job: Job, *, files_are_there: bool = True) -> list[str]:
     """What the try's own command would refuse, a line each; keys and types alone where files are still to be made."""
     from verl.trainer.preflight import read_config as read_rebo
@@ -215,5 +218,5 @@ def job_problems(job: Job, *, files_are_there: bool = True) -> list[str]:
         else:
             load(EvalConfig, ["model=.", "suite=validation", "data=.", "out=.", *as_words(job.asked)])
     except (ConfigError, DataError) as error:
-        return [line.strip(" -") for line in str(error).splitlines() if line.startswith(" ")] or [str(error)]
+        return listed(error)
     return []

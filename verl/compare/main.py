@@ -24,7 +24,7 @@ from verl.utils.orphans import watch
 
 from . import output, stages
 from .config import CompareConfig
-from .jobs import ALTERNATES, FORGET_ONLY, Job, file_names, find_targets, job_of, job_problems, needs
+from .jobs import ALTERNATES, FORGET_ONLY, Job, file_names, find_targets, job_of, job_problems, listed, needs
 from .plan import Try, grid_problems, is_original, selected, shown, tries_of, waves
 
 logger = logging.getLogger(__name__)
@@ -109,7 +109,7 @@ def _problems(config: CompareConfig, one: Try, folder: Path) -> list[str]:
         there = all(Path(file_names(config, folder)[name]).is_file() for name in made)
         return job_problems(job_of(config, one, folder, config.model), files_are_there=there)
     except (ConfigError, DataError) as error:
-        return [line.strip(" -") for line in str(error).splitlines() if line.startswith(" ")] or [str(error)]
+        return listed(error)
 
 
 def _data_problems(config: CompareConfig, folder: Path) -> list[str]:

@@ -10,7 +10,6 @@ from typing import Any
 
 from verl.eval import pareto, render, tables
 from verl.eval.results import read_results
-from verl.rows.files import read_json
 from verl.utils.atomic import write_json, write_text
 from verl.utils.provenance import git_revision
 
@@ -19,7 +18,7 @@ from .choice import Point, dominators
 from .config import ORIGINAL, CompareConfig
 from .jobs import Job
 from .plan import is_original, is_part, selected, shown
-from .stages import Outcome, Unit, attacks_folder, measured_folder
+from .stages import Outcome, Unit, attack_record, measured_folder
 
 logger = logging.getLogger(__name__)
 
@@ -161,9 +160,7 @@ def document(config: CompareConfig, job: Job) -> dict[str, Any]:
 def extras(config: CompareConfig, outcome: Outcome, job: Job) -> dict[str, float]:
     """What no results.json holds: what comes back, and what the training took, with that of what it starts from."""
     numbers = {}
-    record = attacks_folder(config, job) / "robustness.json"
-    if (record.parent / "DONE").is_file():
-        found = read_json(record)
+    if found := attack_record(config, job):
         numbers["back_most"] = found["most_recovered"]["recall"]
         for kind in BACK:
             if kind in found["strongest"]:

@@ -12,13 +12,12 @@ from verl.eval.layouts import LAYOUTS
 from verl.eval.page import Dot, Finding, Page, featured, probes_of, write_page
 from verl.eval.results import part_path, read_part
 from verl.eval.tables import Line, Table
-from verl.rows.files import read_json
 from verl.utils.logger import read_metrics
 
 from .config import CompareConfig
 from .jobs import Job
 from .plan import is_original, shown
-from .stages import Outcome, attacks_folder, measured_folder
+from .stages import Outcome, attack_record, measured_folder
 
 SHOWN = (
     *("forget_all", "forget_refusal", "forget_degenerate", "retain_all", "retain_refusal", "utility"),
@@ -151,10 +150,8 @@ def _metrics(job: Job) -> list[dict[str, float]]:
 
 
 def _attacks(config: CompareConfig, job: Job) -> dict[str, float]:
-    record = attacks_folder(config, job) / "robustness.json"
-    if not (record.parent / "DONE").is_file():
+    if (found := attack_record(config, job)) is None:
         return {}
-    found = read_json(record)
     strongest = {"plain": "plain", **found["strongest"]}  # budgets differ between methods, kinds do not
     conditions = {label: found["conditions"][strongest[kind]] for kind, label in KINDS.items() if kind in strongest}
     return {label: condition["untold"]["recall"] for label, condition in conditions.items() if condition["untold"]}

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from verl.eval.results import part_path, read_part
+from verl.rows.files import read_json
 from verl.utils.atomic import write_json, write_text
 from verl.utils.errors import DataError
 
@@ -239,6 +240,12 @@ def attack(config: CompareConfig, outcome: Outcome, at_a_time: int) -> None:
 
 def attacks_folder(config: CompareConfig, job: Job) -> Path:
     return measured_folder(config, job) / "attacks"
+
+
+def attack_record(config: CompareConfig, job: Job) -> dict[str, Any] | None:
+    """robustness.json of a chosen try; None where it was not attacked."""
+    folder = attacks_folder(config, job)
+    return read_json(folder / "robustness.json") if is_done(folder) else None
 
 
 def _attacks_on(config: CompareConfig, jobs: Sequence[Job], number: int) -> Command:

@@ -94,7 +94,7 @@ def document(rows: Rows, neighbor: Rows, texts: Mapping[Attack, Sequence[str]]) 
     }
 
 
-def recovery_table(rows: Rows, neighbor: Rows, texts: Mapping[Attack, Sequence[str]] | None = None) -> Table:
+def recovery_table(rows: Rows, numbers: Mapping[str, Any]) -> Table:
     """The table of recovered knowledge, from the rows (``probes.score_generation``) of every condition.
 
     Conditions on the model are read over all probes (macro mean of FB, QA and AA) and against the unattacked model on
@@ -102,9 +102,10 @@ def recovery_table(rows: Rows, neighbor: Rows, texts: Mapping[Attack, Sequence[s
     "Recovered" is the difference in recall points over untold probes, "Left" the share of the original model's recall
     over all. Neighbor rows tell an attack that brings knowledge back from one that breaks the model.
 
-    Args: as ``document``; ``original`` is among the rows where it was measured.
+    Args:
+        rows: as ``document``'s; ``original`` is among them where it was measured.
+        numbers: what ``document`` says of them.
     """
-    numbers = document(rows, neighbor, texts or {})
     plain, original = rows[Attack(PLAIN)], rows.get(Attack(ORIGINAL))
     direct, known = _macro(plain, DIRECT), _macro(original) if original else None
     lines = [_line("Unlearned, plain probes", direct, _macro(original, DIRECT) if original else None)]

@@ -241,14 +241,15 @@ def _report(config: RobustnessConfig, record: dict[str, Any]) -> Table:
     neighbor = {one: _rows(out / one.name, "neighbor") for one in attacks if "neighbor" in _parts(config)}
     attacker = config.attacker("relearn")
     texts = {one: texts_of(attacker.rows(one.budget.examples)) for one in attacks if one.kind == "relearn"}
-    table = recovery_table(rows, neighbor, texts)
+    numbers = document(rows, neighbor, texts)
+    table = recovery_table(rows, numbers)
     if (out / PLAIN / "results.json").is_file():
         plain = {Path(config.data).name: read_results(out / PLAIN)}
         table = replace(table, notes=(*table.notes, *origin_notes({PLAIN: plain})))
     write_text(out / "table.md", f"# Knowledge that comes back\n\n{render.to_markdown(table)}")
     write_text(out / "table.csv", render.to_csv(table))
     write_text(out / "table.tex", render.to_latex(table))
-    write_json(out / "robustness.json", {**record, **document(rows, neighbor, texts)})
+    write_json(out / "robustness.json", {**record, **numbers})
     if not config.keep_models:
         shutil.rmtree(out / "models", ignore_errors=True)
     write_text(out / "DONE", "")

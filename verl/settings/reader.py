@@ -257,23 +257,25 @@ def _build(cls: type, raw: Any, path: str, problems: list[str]) -> Any:
             near = closest(key, fields)
             fix = f"did you mean {_join(path, near)}?" if near else f"known keys: {', '.join(fields)}"
             problems.append(f"{_join(path, key)}={_shown(raw[key])}: unknown key; {fix}")
-    values = {}
-    for name, field in fields.items():
-        key = _join(path, name)
-        if dataclasses.is_dataclass(hints[name]):
-            values[name] = _build(hints[name], raw.get(name, {}), key, problems)
-        elif name in raw and (section := _section_of(hints[name])) and isinstance(raw[name], dict):
-            values[name] = {one: _build(section, inner, _join(key, one), problems) for one, inner in raw[name].items()}
-        elif name in raw:
-            values[name] = _checked(hints[name], raw[name], key, _default(field), problems)
-        elif (default := _default(field)) is not dataclasses.MISSING:
-            values[name] = default
-        else:
-            problems.append(f"{key}{REQUIRED} {key}=VALUE")
-            values[name] = dataclasses.MISSING
+    values = {name: _value(hints[name], field, raw, _join(path, name), problems) for name, field in fields.items()}
     if any(value is dataclasses.MISSING or value is None and _is_section(hints[n]) for n, value in values.items()):
         return None
     return cls(**values)
+
+
+def _value(hint: Any, field: dataclasses.Field, raw: dict[str, Any], key: str, problems: list[str]) -> Any:
+    """What a field of a section gets: what ``raw`` gives it, or its default; MISSING where it needs a value."""
+    if dataclasses.is_dataclass(hint):
+        return _build(hint, raw.get(field.name, {}), key, problems)
+    default = _default(field)
+    if field.name not in raw:
+        if default is dataclasses.MISSING:
+            problems.append(f"{key}{REQUIRED} {key}=VALUE")
+        return default
+    given, section = raw[field.name], _section_of(hint)
+    if section and isinstance(given, dict):
+        return {one: _build(section, inner, _join(key, one), problems) for one, inner in given.items()}
+    return _checked(hint, given, key, default, problems)
 
 
 def _shown(value: Any) -> str:
