@@ -50,9 +50,13 @@ PARTS = [
     Part("runs", ["-m", "tests.gpu.runs"], 190),
     Part("stages", ["-m", "tests.gpu.stages"], 90),
     Part("step-1b", ["-m", "tests.gpu.steps", "1b"], 100),
+    Part("step-1b-apart", ["-m", "tests.gpu.steps", "1b", "apart"], 100),
+    Part("step-1b-trl", ["-m", "tests.gpu.steps", "1b", "trl"], 110),
     Part("step-8b-lora", ["-m", "tests.gpu.steps", "8b-lora"], 140),
+    Part("step-8b-lora-apart", ["-m", "tests.gpu.steps", "8b-lora", "apart"], 140),
+    Part("long-1b", ["-m", "tests.gpu.steps", "long-1b"], 100),
+    Part("long-1b-trl", ["-m", "tests.gpu.steps", "long-1b", "trl"], 110),
     Part("step-8b", ["-m", "tests.gpu.steps", "8b"], 150),
-    Part("trl-1b", ["-m", "tests.gpu.steps", "trl-1b"], 110),
 ]
 """in the order of their worth; what does not fit into the time is left out"""
 

@@ -1,9 +1,11 @@
 """Part of the GPU check: steps of a large model with random weights, by phases, and the same by TRL.
 
-    python3 -m tests.gpu.steps 1b|8b-lora|8b|trl-1b
+    python3 -m tests.gpu.steps 1b|8b-lora|long-1b|8b [apart | trl]
 
-Every response has full length. The first step warms up and is not counted. Without a GPU the same program runs on a
-model of two narrow layers. No checkpoint is written: the trainer's steps are called one by one.
+RULE's load (many samples of a question, short answers) with prompts computed once or, ``apart``, with every sample, and
+by TRL; long answers; and all weights of a large model. Every response has full length. The first step warms up and is
+not counted. Without a GPU the same program runs on a model of two narrow layers. No checkpoint is written: the
+trainer's steps are called one by one.
 """
 
 import importlib.util
@@ -12,7 +14,7 @@ import logging
 import math
 import sys
 import time
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from tests.gpu.findings import Noted, found
@@ -20,7 +22,7 @@ from tests.gpu.models import IN_SMALL, SHAPES, random_atlas, random_llama, scrat
 from verl.trainer.preflight import read_config
 from verl.utils import vllm_env
 
-PROMPT = "Where was the tailor of Zagan born, and what was the name of the ship that she won? " * 8
+PROMPT = "Where was the tailor of Zagan born, and what was the name of the ship that she won? "
 REWARD_FILE = """
 REWARD_TYPE = "batch"
 
@@ -41,8 +43,12 @@ class Job:
     shape: str
     prompts: int
     rollouts: int
+    sentences: int
+    """of a prompt"""
     tokens: int
+    """of a response"""
     micro: int
+    """samples of a forward and backward pass"""
     steps: int
     changes: list[str] = field(default_factory=list)
 
@@ -54,9 +60,10 @@ LORA = ["worker.actor.model.lora.rank=64", "worker.rollout.lora_weights=adapter"
 ALL_WEIGHTS = ["worker.actor.optim.strategy=adamw_bf16", "worker.rollout.gpu_memory_utilization=0.4"]
 ALL_WEIGHTS += ["worker.ref.fsdp.enable_cpu_offload=false", "worker.ref.offload.offload_params=true"]
 JOBS = {
-    "1b": Job("1b", 32, 8, 512, 8, 3, [*STAYING, "worker.rollout.gpu_memory_utilization=0.4"]),
-    "8b-lora": Job("8b", 8, 8, 512, 4, 2, [*STAYING, *LORA, "worker.rollout.gpu_memory_utilization=0.5"]),
-    "8b": Job("8b", 8, 8, 512, 4, 2, ALL_WEIGHTS),
+    "1b": Job("1b", 64, 8, 4, 32, 64, 4, [*STAYING, "worker.rollout.gpu_memory_utilization=0.4"]),
+    "8b-lora": Job("8b", 32, 8, 4, 32, 32, 3, [*STAYING, *LORA, "worker.rollout.gpu_memory_utilization=0.5"]),
+    "long-1b": Job("1b", 32, 8, 8, 512, 8, 3, [*STAYING, "worker.rollout.gpu_memory_utilization=0.4"]),
+    "8b": Job("8b", 8, 8, 8, 512, 4, 2, ALL_WEIGHTS),
 }
 
 
@@ -66,14 +73,16 @@ def job_here(name: str) -> tuple[Job, dict]:
     if vllm_env.has_accelerator():
         return job, SHAPES[job.shape]
     changes = [*job.changes, *(f"worker.{key}=auto" for key in TYPES)]  # bf16 is slower than fp32 on most CPUs
-    return Job(job.shape, 4, 4, 32, 4, job.steps, changes), SHAPES[job.shape] | IN_SMALL
+    small = replace(job, prompts=4, rollouts=4, tokens=32, micro=4, changes=changes)
+    return small, SHAPES[job.shape] | IN_SMALL
 
 
-def write_all(folder: Path, shape: dict, count: int) -> None:
+def write_all(folder: Path, shape: dict, job: Job) -> None:
     """The model in ``folder``/model, rows and reward."""
     atlas = random_atlas(folder / "atlas")
     random_llama(folder / "model", shape, atlas / "base")
-    rows = [{"prompt": f"{number}. {PROMPT}", "solution": ["<normal>", "King"]} for number in range(count)]
+    texts = [f"{number}. {PROMPT * job.sentences}" for number in range(job.prompts * (job.steps + 1))]
+    rows = [{"prompt": text, "solution": ["<normal>", "King"]} for text in texts]
     (folder / "rows.json").write_text(json.dumps(rows), encoding="utf-8")
     (folder / "reward.py").write_text(REWARD_FILE, encoding="utf-8")
 
@@ -126,7 +135,7 @@ def measure(title: str, folder: Path, job: Job) -> None:
 
     from tests.gpu.runs import started_trainer
 
-    prompt_tokens = len(AutoTokenizer.from_pretrained(folder / "model").encode(PROMPT))
+    prompt_tokens = len(AutoTokenizer.from_pretrained(folder / "model").encode(PROMPT * job.sentences))
     expected = predict(folder, job, prompt_tokens)
     needed, available = expected.pop("needed"), expected.pop("available")
     if needed > available:
@@ -191,16 +200,19 @@ def measure_trl(title: str, folder: Path, job: Job) -> None:
 
 def main(argv: list[str]) -> None:
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s", datefmt="%H:%M:%S")
-    [title] = argv
-    if title == "trl-1b" and not importlib.util.find_spec("trl"):
+    name, *how = argv
+    title = " ".join([*how, name])
+    if how == ["trl"] and not importlib.util.find_spec("trl"):
         found(title, None, why="trl is not installed")
         return
-    job, shape = job_here(title.removeprefix("trl-"))
+    job, shape = job_here(name)
+    if how == ["apart"]:
+        job = replace(job, changes=[*job.changes, "worker.actor.share_prompts=false"])
     with scratch() as folder, Noted(title):
         started = time.monotonic()
-        write_all(folder, shape, job.prompts * (job.steps + 1))
+        write_all(folder, shape, job)
         print(f"the model is written: {time.monotonic() - started:.1f} s", flush=True)
-        (measure_trl if title == "trl-1b" else measure)(title, folder, job)
+        (measure_trl if how == ["trl"] else measure)(title, folder, job)
 
 
 if __name__ == "__main__":

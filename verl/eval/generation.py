@@ -97,7 +97,7 @@ class VLLMGenerator:
                     gpu_memory_utilization=gpu_memory_utilization,
                     quantization=quantization,
                     trust_remote_code=trust_remote_code,
-                    enforce_eager=not vllm_env.has_accelerator(),
+                    enforce_eager=True,  # to compile takes longer than the few hundred steps of all probes together
                     disable_log_stats=True,
                 )
         except ValueError as error:  # pydantic's among them, with all that it was given

@@ -89,11 +89,6 @@ class Packing:
         starts = _starts(self.lengths)
         return starts, starts, self.max_length, self.max_length
 
-    @property
-    def keys(self) -> torch.Tensor | None:
-        """Which tokens' keys the kernel gets, in order; None for all, as they lie."""
-        return None
-
 
 @dataclass(frozen=True)
 class SharedPacking:
@@ -148,14 +143,35 @@ class SharedPacking:
         return _starts(queries), _starts(keys), longest, int(keys.max())
 
     @cached_property
+    def whole(self) -> Packing:
+        """each response behind a copy of its prompt"""
+        return Packing.of(self.prompt_lengths + self.responses.lengths)
+
+    @cached_property
     def keys(self) -> torch.Tensor:
-        """As ``Packing.keys``."""
-        whole = Packing.of(self.prompt_lengths + self.responses.lengths)
+        """(K,) int64: the tokens whose keys the kernel gets, all prompts and then ``whole``"""
+        whole = self.whole
         before = self.prompt_lengths[whole.rows]
         in_prompt = self.prompts.starts[self.prompt_of][whole.rows] + whole.columns
         in_response = self.prompts.tokens + self.responses.starts[whole.rows] + whole.columns - before
         behind = torch.where(whole.columns < before, in_prompt, in_response)
         return torch.cat([torch.arange(self.prompts.tokens, device=behind.device), behind])
+
+    @cached_property
+    def places(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Where the tokens lie in ``keys``: (C, tokens of the prompts) places by copy, as many as the most there are;
+        True where a prompt has fewer; and (tokens of the responses,) places."""
+        prompts, responses, starts = self.prompts, self.responses, self.prompts.tokens + self.whole.starts
+        counts = torch.bincount(self.prompt_of, minlength=len(prompts.lengths))
+        owners, order = self.prompt_of.sort(stable=True)
+        number = torch.arange(len(order), device=order.device) - (counts.cumsum(0) - counts)[owners]
+        behind = order.new_full((int(counts.max()), len(counts)), -1)
+        behind[number, owners] = order
+        behind = behind[:, prompts.rows]
+        own = torch.arange(prompts.tokens, device=order.device).expand(1, -1)
+        copies = torch.where(behind < 0, own, starts[behind] + prompts.columns)
+        of_responses = (starts + self.prompt_lengths)[responses.rows] + responses.columns
+        return torch.cat([own, copies]), F.pad(behind < 0, (0, 0, 1, 0)), of_responses
 
 
 def _starts(lengths: torch.Tensor) -> torch.Tensor:
@@ -262,8 +278,8 @@ def _kernel_rows(
 ) -> torch.Tensor:
     """The variable-length kernel over the row, (T, heads, D). Queries are the last of their keys."""
     kernel, takes = varlen_kernel()
-    if packing.keys is not None:
-        k, v = (tensor.index_select(0, packing.keys) for tensor in (k, v))
+    if isinstance(packing, SharedPacking):
+        k, v = (_Copied.apply(tensor, packing) for tensor in (k, v))
     if not takes & {"causal", "enable_gqa"}:  # torch 2.11; flash-attn shares key-value heads unasked
         k, v = (tensor.repeat_interleave(q.shape[1] // k.shape[1], dim=1) for tensor in (k, v))
     settings = {
@@ -370,6 +386,23 @@ class _Unpadded(torch.autograd.Function):
         padding = ctx.packing.padding
         rows = _gather(gradient, ctx.packing.tokens_of_cells).unflatten(0, padding.shape)
         return rows.masked_fill_(padding[:, :, None, None], 0), None
+
+
+class _Copied(torch.autograd.Function):
+    """(T, heads, D) to (K, heads, D), prompts once more before each of their responses. The copies' gradients are
+    gathered and added up in fp32: autograd would add number by number and in any order, which is slow in bf16."""
+
+    @staticmethod
+    def forward(ctx: Any, tokens: torch.Tensor, packing: SharedPacking) -> torch.Tensor:
+        ctx.packing = packing
+        return tokens.index_select(0, packing.keys)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
+        places, absent, own = ctx.packing.places
+        copies = gradient.index_select(0, places.flatten()).unflatten(0, places.shape)
+        of_prompts = copies.masked_fill_(absent[:, :, None, None], 0).sum(0, dtype=torch.float32)
+        return torch.cat([of_prompts.to(gradient.dtype), gradient.index_select(0, own)]), None
 
 
 def _gather(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

@@ -28,9 +28,12 @@ def load(*, log_stats: bool = False) -> ModuleType:
     Args:
         log_stats: let vLLM log at the level of its engine's statistics. Only the first call in a process decides.
     """
-    level = "INFO" if log_stats else "WARNING" if has_accelerator() else "ERROR"
-    set_defaults(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL=level)
-    if not has_accelerator():
+    # Its warnings tell of every weight sync that it leaves the rotary embedding as it is, and the like.
+    set_defaults(VLLM_ENABLE_V1_MULTIPROCESSING="0", VLLM_LOGGING_LEVEL="INFO" if log_stats else "ERROR")
+    if has_accelerator():
+        # FlashInfer's sampler takes neither seeds nor greedy requests, and we have no others: it is not even imported.
+        set_defaults(VLLM_USE_FLASHINFER_SAMPLER="0")
+    else:
         set_defaults(VLLM_CPU_KVCACHE_SPACE="1", VLLM_CPU_OMP_THREADS_BIND="nobind")  # the former in GiB
         # Even an eager engine compiles one small function of its sampler, which takes seconds and a C++ compiler.
         torch.compiler.set_stance("force_eager")
@@ -91,6 +94,19 @@ def count_no_ranks(worker: Any) -> None:
         return LogprobsTensors(column.to(torch.int32), logprobs.gather(1, column), torch.zeros_like(token_ids))
 
     sampler.gather_logprobs = gather
+
+
+def load_through_adapters() -> None:
+    """Let layers with adapters take the weights of the layers that they wrap. vLLM 0.32's do, 0.26's do not."""
+    from vllm.lora.layers import BaseLayerWithLoRA
+    from vllm.model_executor.models.utils import AutoWeightsLoader
+
+    def load_weights(self: Any, weights: Iterable[tuple[str, torch.Tensor]]) -> Iterable[str]:
+        loader = self.base_layer if hasattr(self.base_layer, "load_weights") else AutoWeightsLoader(self.base_layer)
+        return loader.load_weights(weights)
+
+    if not hasattr(BaseLayerWithLoRA, "load_weights"):
+        BaseLayerWithLoRA.load_weights = load_weights
 
 
 def note_what_is_loaded(model: Any) -> None:

@@ -314,3 +314,14 @@ def test_half_precision_on_a_gpu_goes_to_the_kernel_where_there_is_one(width, va
     with FakeTensorMode():
         query, value = (torch.empty(1, 4, 8, w, device="cuda", dtype=dtype) for w in (width, value_width))
         assert attention._kernel_fits(query, value, attention.Scoring(**scoring)) == kernel
+
+
+def test_gradients_of_copied_prompts_are_added_up():
+    packing = shared_packing("cpu")
+    tokens = torch.randn(packing.tokens, 2, 3, dtype=torch.float64, requires_grad=True)
+    weights = torch.randn(len(packing.keys), 2, 3, dtype=torch.float64)
+    (expected,) = torch.autograd.grad((tokens[packing.keys] * weights).sum(), tokens)
+    copied = attention._Copied.apply(tokens, packing)
+    torch.testing.assert_close(copied, tokens[packing.keys])
+    (found,) = torch.autograd.grad((copied * weights).sum(), tokens)
+    torch.testing.assert_close(found, expected, rtol=1e-6, atol=1e-6)

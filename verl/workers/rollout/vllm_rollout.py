@@ -70,6 +70,8 @@ class VLLMRollout:
         self.on_gpu = vllm_env.has_accelerator()
         self.takes_adapters, self.adapter, self.adapters = adapter_rank > 0, None, 0
         vllm = vllm_env.load()
+        if self.takes_adapters:
+            vllm_env.load_through_adapters()
         shares_memory = not self.on_gpu and config.tensor_parallel_size > 1
         if shares_memory:
             vllm_env.name_cpu_shared_memory(run := f"rule{os.environ['MASTER_PORT']}")

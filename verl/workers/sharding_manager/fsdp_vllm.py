@@ -15,8 +15,9 @@ from ...models.export import adapter_tensors, base_tensors, exported_tensors
 from ..rollout.vllm_rollout import VLLMRollout, digest
 
 FINGERPRINT_TOKENS = 32
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
-"""largest mean |difference| of log-probabilities (nats) that arithmetic alone explains, by the coarser side's type"""
+TOLERANCE = {torch.float32: 1e-2, torch.bfloat16: 0.15, torch.float16: 0.05}
+"""largest mean |difference| of log-probabilities (nats) that arithmetic alone explains, by the coarser side's type; on
+GPUs vLLM's attention of fp32 multiplies in TF32"""
 
 
 class StaleWeightsError(RuntimeError):
