@@ -13,7 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 source scripts/launch_lib.sh
 launch_check_words "$@"
-world=atlas target="" seed=0 epochs=8 words=() rs_words=()
+world=atlas target="" seed=0 epochs=8 words=() rs_words=() rebo_words=()
 for word in "$@"; do
     case $word in
     world=*) world=${word#*=} ;;
@@ -63,6 +63,7 @@ earth() { # the same on Earth; a folder is made for its model, and the model of 
     folder=$(python3 data/earth/build.py target="$target" seed="$seed" ${MODEL:+model="$MODEL"} | tail -n 1)
     base=${MODEL:-data/earth/build/base} rs_epoch=2
     rs_words=(retain_loss=klr retain_weight=2.0 retain_data="$folder/retain_target.json")
+    rebo_words=(worker.ref.model.model_path="$base") # what ReBO keeps is what was known before RS
     name=$(basename "$folder")
     run=log/earth/${tag:-smollm2}/seed$seed/$name results=results/earth/${name#*_}
 }
@@ -74,7 +75,7 @@ rebo() { # MODEL [KEY=VALUE ...]: the trainer, starting from MODEL
         worker.actor.model.model_path="$1" data.seed=$((seed + 1)) worker.rollout.seed=$((seed + 1)) \
         data.train_files="$folder/rl_rejection_with_fb_neighbor_target.json" \
         data.val_files="$folder/rl_rejection_with_fb_neighbor_target_val.json" \
-        trainer.run_dir="$run/rebo" trainer.n_gpus_per_node="$RANKS" "${words[@]}" "${@:2}"
+        trainer.run_dir="$run/rebo" trainer.n_gpus_per_node="$RANKS" "${rebo_words[@]}" "${words[@]}" "${@:2}"
 }
 
 # What is wrong with the words is said now, not after RS, and also where ReBO was done before.
