@@ -61,8 +61,8 @@ earth() { # the same on Earth; a folder is made for its model, and the model of 
         printf '%q ' verl.trainer.main "${words[@]}" | python3 scripts/check_commands.py --words
     fi
     folder=$(python3 data/earth/build.py target="$target" seed="$seed" ${MODEL:+model="$MODEL"} | tail -n 1)
-    base=${MODEL:-data/earth/build/base} rs_epoch=2
-    rs_words=(retain_loss=klr retain_weight=2.0 retain_data="$folder/retain_target.json")
+    base=${MODEL:-data/earth/build/base} rs_epoch=3
+    rs_words=(retain_loss=klr retain_weight=4.0 retain_data="$folder/retain_target.json")
     rebo_words=(worker.ref.model.model_path="$base") # what ReBO keeps is what was known before RS
     name=$(basename "$folder")
     run=log/earth/${tag:-smollm2}/seed$seed/$name results=results/earth/${name#*_}
