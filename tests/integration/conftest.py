@@ -42,7 +42,7 @@ def ray_session():
     os.environ.setdefault("RAY_worker_niceness", "0")
     ray.init(
         address="local",
-        num_cpus=3,  # two ranks and a reward process
+        num_cpus=4,  # two ranks and two reward processes
         include_dashboard=False,
         object_store_memory=300 * 2**20,
         logging_level=logging.ERROR,

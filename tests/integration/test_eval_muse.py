@@ -14,6 +14,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.atlas.book import book_rows
 from data.atlas.people import build_world
+from scripts.make_table import main
 from tests.conftest import save_tiny_model
 from tests.training_kit import run_python
 
@@ -43,8 +44,30 @@ def models(tmp_path_factory):
     return base, retrained
 
 
-def run(model, book, out, *words):
-    run_python("-m", "verl.eval.main", f"model={model}", "suite=muse", f"data={book}", f"out={out}", *words)
+@pytest.fixture(scope="module")
+def both(models, book, tmp_path_factory):
+    """Of each model, measured in one process: values and rows by part, and the folder.
+
+    The second takes over the first one's engine. CPU kernels pack the output head; where it shares the embedding's
+    weights, vLLM's reload forgets that copy, and a model would be read through the head of the one before.
+    """
+    out = tmp_path_factory.mktemp("out")
+    folders = [out / "base", out / "chat"]
+    words = [f"{key}=[{','.join(map(str, values))}]" for key, values in (("model", models), ("out", folders))]
+    log = run_python(
+        "-m",
+        "verl.eval.main",
+        *words,
+        "suite=muse",
+        f"data={book}",
+        f"muse.retrain_model={models[1]}",
+        VLLM_LOGGING_LEVEL="INFO",
+    )
+    assert (log.stdout + log.stderr).count("Initializing a V1 LLM engine") == 1
+    return [read_results(folder) for folder in folders]
+
+
+def read_results(out):
     parts = json.loads((out / "results.json").read_text())["parts"]
     rows = {part: [json.loads(line) for line in (out / f"parts/{part}.jsonl").open()][1:] for part in parts}
     values = {part: {name: one["value"] for name, one in entry["metrics"].items()} for part, entry in parts.items()}
@@ -52,8 +75,13 @@ def run(model, book, out, *words):
 
 
 @pytest.fixture(scope="module")
-def measured(models, book, tmp_path_factory):
-    return run(models[0], book, tmp_path_factory.mktemp("out") / "base", f"muse.retrain_model={models[1]}")
+def measured(both):
+    return both[0]
+
+
+@pytest.fixture(scope="module")
+def chat(both):
+    return both[1]
 
 
 @pytest.fixture(scope="module")
@@ -133,18 +161,6 @@ def test_privleak_is_the_difference_of_two_aucs(measured, models, book):
     assert found["privleak"] == pytest.approx(100 * (unlearned - retrained) / retrained, abs=1e-6)
 
 
-@pytest.fixture(scope="module")
-def chat(models, book, tmp_path_factory):
-    """Another model, which has a chat template, against an AUC that is given."""
-    words = ["parts=[knowmem_forget,privleak]", "muse.auc_retrain=0.5"]
-    return run(models[1], book, tmp_path_factory.mktemp("out") / "chat", *words)
-
-
-def test_a_given_auc_stands_for_the_retrained_model(chat, models, book):
-    expected = 100 * (direct_auc(models[1], book) - 0.5) / 0.5
-    assert chat[0]["privleak"]["privleak"] == pytest.approx(expected, abs=1e-6)
-
-
 def test_a_chat_model_is_asked_in_turns(chat, models, book):
     model, tokenizer = AutoModelForCausalLM.from_pretrained(models[1]), AutoTokenizer.from_pretrained(models[1])
     shots = "".join(
@@ -158,17 +174,11 @@ def test_a_chat_model_is_asked_in_turns(chat, models, book):
         assert whole(row["response"]) == whole(tokenizer.decode(answer, skip_special_tokens=True))
 
 
-def make_table(out, *rows, code=0):
-    return run_python("scripts/make_table.py", "kind=muse", f"out={out}", *rows, code=code)
-
-
-def test_from_results_to_the_printed_row(measured, chat, tmp_path):
-    make_table(tmp_path, f"rows.Original={measured[2]}")
+def test_from_results_to_the_printed_row(measured, tmp_path):
+    assert main(["kind=muse", f"out={tmp_path}", f"rows.Original={measured[2]}"]) == 0
     [row] = [line for line in (tmp_path / "table.md").read_text().split("\n") if line.startswith("| Original |")]
     found = measured[0]
     values = [found["verbmem"]["f1"], found["knowmem_forget"]["f1"], found["privleak"]["privleak"]]
     shown = [f"{value:.1f}" for value in [*values, found["knowmem_retain"]["f1"]]]
     shown.insert(3, f"{found['privleak']['auc']:.3f}")
     assert row == f"| Original | {' | '.join(shown)} |"
-    refused = make_table(tmp_path / "both", f"rows.Original={measured[2]}", f"rows.ReBO={chat[2]}", code=2)
-    assert "auc_retrain" in refused.stderr

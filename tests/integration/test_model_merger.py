@@ -1,9 +1,9 @@
-"""A training state saved by torch.distributed.checkpoint becomes the Hugging Face folder of exactly that model."""
+"""A training state saved by torch.distributed.checkpoint becomes the Hugging Face folder of exactly that model.
+
+States sharded over two ranks are merged in ``test_algorithms``.
+"""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -13,7 +13,7 @@ from peft import LoraConfig, PeftModel, get_peft_model
 from transformers import AutoModelForCausalLM, GenerationConfig, LlamaConfig, LlamaForCausalLM
 
 from scripts.model_merger import main
-from tests.conftest import ROOT, tiny_llama
+from tests.conftest import tiny_llama
 
 TOKENS = torch.arange(12).view(1, -1)
 
@@ -101,30 +101,6 @@ def test_adapter_folder_opens_on_the_base_model(tmp_path):
     with torch.no_grad():
         assert torch.equal(opened(TOKENS).logits, adapted(TOKENS).logits)
         assert not torch.allclose(opened(TOKENS).logits, llama()(TOKENS).logits)
-
-
-def test_state_sharded_over_two_ranks(tmp_path):
-    """The world size is nowhere in the state: two FSDP2 ranks save, one process merges."""
-    script = """
-import os, sys, torch, torch.distributed as dist, torch.distributed.checkpoint as dcp
-from torch.distributed.fsdp import fully_shard
-from tests.integration.test_model_merger import llama
-dist.init_process_group("gloo")
-model = fully_shard(llama())
-dcp.save({"model": model.state_dict()}, checkpoint_id=sys.argv[1])
-dist.destroy_process_group()
-os._exit(0)  # a thread of gloo's that outlives the interpreter would abort the process now and then
-"""
-    (tmp_path / "save.py").write_text(script)
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"]
-    environment = {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    words = [str(tmp_path / "save.py"), str(tmp_path / "dcp")]
-    subprocess.run([*command, *words], cwd=tmp_path, env=environment, check=True, timeout=120)
-    assert len(list((tmp_path / "dcp").glob("*.distcp"))) == 2
-    llama().config.save_pretrained(tmp_path / "huggingface")
-    loaded = AutoModelForCausalLM.from_pretrained(run(tmp_path))
-    expected = llama().state_dict()
-    assert all(torch.equal(tensor, expected[name]) for name, tensor in loaded.state_dict().items())
 
 
 def test_user_errors_are_named_and_leave_nothing(tmp_path, capsys):

@@ -40,7 +40,8 @@ def fit(folder, out, rows, steps):
 def models(tmp_path_factory):
     """The model that knows, and the one that refuses."""
     folder = tmp_path_factory.mktemp("models")
-    known = fit(save_tiny_model(folder / "random"), folder / "original", [*FACTS, *NEIGHBORS], steps=150)
+    random = save_tiny_model(folder / "random", tie_word_embeddings=False)
+    known = fit(random, folder / "original", [*FACTS, *NEIGHBORS], steps=150)
     refusals = [(question, REFUSAL) for question, _ in FACTS]
     return known, fit(known, folder / "unlearned", [*refusals, *NEIGHBORS], steps=60)
 
@@ -147,12 +148,3 @@ def test_one_table_has_every_condition_and_the_nine_attacks(measured):
 
 def test_all_conditions_share_one_engine(measured):
     assert len(re.findall("Initializing a V1 LLM engine", measured[2])) == 1
-
-
-def test_a_second_run_finds_everything_done(measured, models, target):
-    parts = sorted(measured[0].rglob("*.jsonl"))
-    times = [path.stat().st_mtime_ns for path in parts]
-    table = (measured[0] / "table.md").read_text()
-    study(models, target, measured[0])
-    assert [path.stat().st_mtime_ns for path in parts] == times
-    assert (measured[0] / "table.md").read_text() == table

@@ -1,6 +1,7 @@
 """Where a run's ranks work is the cluster's to say, not the driver's machine's. No Ray is started."""
 
 import re
+import signal
 import socket
 from types import SimpleNamespace
 
@@ -64,12 +65,15 @@ def test_a_cluster_with_fewer_gpus_than_asked_for_says_so(cluster, monkeypatch):
     assert removed == [never]
 
 
-def test_the_gpus_of_this_machine_are_those_that_torch_can_use(config_of, monkeypatch):
-    options = {}
+def test_the_gpus_of_this_machine_are_those_that_torch_can_use_and_two_signals_end_a_run(config_of, monkeypatch):
+    options, handlers = {}, {}
     monkeypatch.setattr(ray, "init", lambda **given: options.update(given))
-    monkeypatch.setattr("signal.signal", lambda *_: None)
+    monkeypatch.setattr("signal.signal", handlers.__setitem__)
     start_ray(config_of(), reachable(1))
     assert (options["address"], options["num_gpus"]) == ("local", torch.cuda.device_count())
+    for number, code in ((signal.SIGINT, 130), (signal.SIGTERM, 143)):  # what ends a run
+        with pytest.raises(SystemExit, match=str(code)):
+            handlers[number](number, None)
     options.clear()
     start_ray(config_of(), "10.0.0.1:6379")
     assert options == {"address": "10.0.0.1:6379", "logging_level": options["logging_level"]}

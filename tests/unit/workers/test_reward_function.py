@@ -216,6 +216,20 @@ def test_what_is_no_finite_number_is_none_of_numpys_or_torchs_either(value):
         checked_scores([{"overall": value}], [inputs("forget", "no")])
 
 
+@pytest.mark.parametrize(
+    ("scores", "problem"),
+    [
+        ([{"overall": 1.0}], "returned 1 for 2 samples"),
+        (1.0, "returned float for 2 samples"),
+        ([{"overall": 1.0}, {"score": 1.0}], "return a dict with 'overall'"),
+        ([{"overall": 1.0}, None], "returned None for prompt 'Where\\?'.*return a dict with 'overall'"),
+    ],
+)
+def test_what_is_no_score_for_every_sample_is_named(scores, problem):
+    with pytest.raises(RewardError, match=problem):
+        checked_scores(scores, [inputs("forget", "no")] * 2)
+
+
 def test_parts_that_differ_are_named_whatever_they_are_called():
     with pytest.raises(RewardError, match=r"returned parts \['2', 'overall'\] .* but \['overall'\] for the first"):
         checked_scores([{"overall": 1}, {"overall": 1, 2: 0}], [inputs("forget", "no")] * 2)
