@@ -1,7 +1,6 @@
 """Rejection Steering on real models: the same step on any ranks and micro-batches, and whole runs by command line.
 
-Run as a script, under torchrun, this file is the worker that trains every objective in several layouts. Runs that are
-killed are forks of a server that has imported everything.
+Runs that are killed, and those of single steps, are forks of a server that has imported everything.
 """
 
 import json
@@ -11,6 +10,7 @@ import signal
 import socket
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -19,6 +19,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
+from RS.train import main
 from tests.conftest import ROOT, save_tiny_model
 from verl.utils.logger import read_metrics
 
@@ -57,10 +58,21 @@ OBJECTIVES = {
     "rmu_lora": {"objective": "rmu", "response_key": "answer", "retain_loss": "hidden", "lora_rank": 4},
 }
 LAYOUTS = {
-    1: {"whole": {}, "single": {"micro_batch_size": 1, "padding_free": False}},
-    2: {"sharded": {"micro_batch_size": 2}, "replicated": {"micro_batch_size": 1, "fsdp_size": 1}},
+    1: {"whole": {}},
+    2: {
+        "sharded": {"micro_batch_size": 2},
+        "replicated": {"micro_batch_size": 1, "fsdp_size": 1, "padding_free": False},
+    },
 }
 """layouts by number of ranks; five examples on two ranks leave one with nothing to do in its last micro-batch"""
+BOTH = ("rejection", "rejection_lora", "npo_klr", "rmu")
+
+
+def layouts_of(objective: str, ranks: int) -> dict[str, dict[str, int]]:
+    """On two ranks some objectives are cut both ways, and the others in turn the one or the other."""
+    layouts = list(LAYOUTS[ranks].items())
+    turn = list(OBJECTIVES).index(objective) % len(layouts)
+    return dict(layouts if objective in BOTH else layouts[turn : turn + 1])
 
 
 def worker(model: str, out: str) -> None:
@@ -78,8 +90,8 @@ def worker(model: str, out: str) -> None:
     folder = Path(out).parent
     common = {"model": model, "data": str(folder / "forget.json"), "output_dir": out, "precision": "fp32"}
     results = {}
-    for layout, where in LAYOUTS[dist.get_world_size()].items():
-        for name, what in OBJECTIVES.items():
+    for name, what in OBJECTIVES.items():
+        for layout, where in layouts_of(name, dist.get_world_size()).items():
             retain_data = str(folder / "retain.json") if "retain_loss" in what else None
             if "reinforced_model" in what:
                 what = {**what, "reinforced_model": str(folder / what["reinforced_model"])}
@@ -94,6 +106,70 @@ def worker(model: str, out: str) -> None:
     if dist.get_rank() == 0:
         Path(out).write_text(json.dumps(results))
     dist.destroy_process_group()
+
+
+FORKS = multiprocessing.get_context("forkserver")
+FORKS.set_forkserver_preload(
+    ["RS.train", "RS.trainer", "RS.models.build", "transformers.models.llama.modeling_llama", "peft.tuners.lora"]
+)
+Kill = tuple[str, str]
+"""an event of Python's audit hooks and a part of the path that it is about"""
+
+
+def run_fork(target: Callable, words: tuple, environment: dict[str, str]) -> None:
+    os.environ.update(environment)
+    torch.set_num_threads(1)
+    target(*words)
+
+
+def start_forks(target: Callable, words: tuple, ranks: int) -> list:
+    """Processes that call ``target(*words)`` as ranks that torchrun starts."""
+    with socket.socket() as port:
+        port.bind(("127.0.0.1", 0))
+        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port.getsockname()[1])}
+    processes = []
+    for rank in range(ranks):
+        environment = {"CUDA_VISIBLE_DEVICES": ""}
+        if ranks > 1:
+            numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
+            environment |= address | {name: str(number) for name, number in numbers.items()}
+        processes.append(FORKS.Process(target=run_fork, args=(target, words, environment)))
+        processes[-1].start()
+    return processes
+
+
+def finish(processes: list, killed: bool = False) -> int:
+    """Exit code of rank 0; where that is ``killed``, so are the others, as torchrun does."""
+    processes[0].join(120)
+    for process in processes:
+        if killed or process is processes[0]:
+            process.kill()
+        process.join(30)
+    return processes[0].exitcode
+
+
+def run_rank(words: list[str], kill: Kill | None, every_step: bool) -> None:
+    """A rank of a run, the first of which is killed with SIGKILL where it is about to do what ``kill`` says."""
+    from RS import train, trainer
+
+    def watch(event: str, arguments: tuple) -> None:
+        if event == kill[0] and any(kill[1] in str(argument) for argument in arguments):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    if every_step:
+        trainer.STATE_S = trainer.STATE_SHARE = 0
+    if kill and os.environ.get("RANK", "0") == "0":
+        sys.addaudithook(watch)
+    sys.exit(train.main(words))
+
+
+def train_fork(words: list[str], *, ranks: int = 1, kill: Kill | None = None, every_step: bool = False) -> int:
+    """Exit code of rank 0 of a run, which ``kill`` strikes.
+
+    Args:
+        every_step: a training state is written after every step, not only at an epoch's end.
+    """
+    return finish(start_forks(run_rank, (words, kill, every_step), ranks), killed=kill is not None)
 
 
 def torchrun(ranks: int, *words: str) -> subprocess.CompletedProcess:
@@ -121,14 +197,14 @@ def steps(folder, tiny_model) -> dict[str, list[dict[str, float]]]:
     results = {}
     for ranks in LAYOUTS:
         out = folder / f"steps{ranks}.json"
-        done = torchrun(ranks, __file__, str(tiny_model), str(out))
-        assert done.returncode == 0, done.stderr[-3000:]
+        assert finish(start_forks(worker, (str(tiny_model), str(out)), ranks)) == 0
         results |= json.loads(out.read_text())
     return results
 
 
-@pytest.mark.parametrize("layout", ["single", "sharded", "replicated"])
-@pytest.mark.parametrize("objective", OBJECTIVES)
+@pytest.mark.parametrize(
+    ("objective", "layout"), [(objective, layout) for objective in OBJECTIVES for layout in layouts_of(objective, 2)]
+)
 def test_a_step_does_not_depend_on_micro_batches_or_ranks(objective, layout, steps):
     for one, other in zip(steps[f"{objective}/whole"], steps[f"{objective}/{layout}"], strict=True):
         for key in one.keys() - MEASURED:
@@ -223,56 +299,6 @@ def test_lora_is_merged_into_every_saved_model_and_turned_round_for_a_task_vecto
     losses = [json.loads(line)["loss"] for line in (out / "metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0] - 0.1  # the model that was trained says the answers; the one that was saved does not
     assert mean_nll(out / "epoch_2", answers) > mean_nll(tiny_model, answers) + 0.1
-
-
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["RS.train", "RS.trainer", "RS.models.build", "transformers.models.llama.modeling_llama", "peft.tuners.lora"]
-)
-Kill = tuple[str, str]
-"""an event of Python's audit hooks and a part of the path that it is about"""
-
-
-def run_rank(words: list[str], environment: dict[str, str], kill: Kill | None, every_step: bool) -> None:
-    """A rank of a run, which is killed with SIGKILL where it is about to do what ``kill`` says."""
-    from RS import train, trainer
-
-    def watch(event: str, arguments: tuple) -> None:
-        if kill and event == kill[0] and any(kill[1] in str(argument) for argument in arguments):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    os.environ.update(environment)
-    torch.set_num_threads(1)
-    if every_step:
-        trainer.STATE_S = trainer.STATE_SHARE = 0
-    sys.addaudithook(watch)
-    sys.exit(train.main(words))
-
-
-def train_fork(words: list[str], *, ranks: int = 1, kill: Kill | None = None, every_step: bool = False) -> int:
-    """Exit code of rank 0 of a run, which ``kill`` strikes.
-
-    Args:
-        every_step: a training state is written after every step, not only at an epoch's end.
-    """
-    with socket.socket() as port:
-        port.bind(("127.0.0.1", 0))
-        address = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port.getsockname()[1])}
-    processes = []
-    for rank in range(ranks):
-        environment = {"CUDA_VISIBLE_DEVICES": ""}
-        if ranks > 1:
-            numbers = {"RANK": rank, "LOCAL_RANK": rank, "WORLD_SIZE": ranks, "LOCAL_WORLD_SIZE": ranks}
-            environment |= address | {name: str(number) for name, number in numbers.items()}
-        arguments = (words, environment, None if rank else kill, every_step)
-        processes.append(FORKS.Process(target=run_rank, args=arguments))
-        processes[-1].start()
-    processes[0].join(120)
-    for process in processes:
-        if kill or process is processes[0]:
-            process.kill()  # as torchrun does with the others
-        process.join(30)
-    return processes[0].exitcode
 
 
 TRIES = {
@@ -373,7 +399,8 @@ def test_a_run_that_diverges_says_why_and_ends_without_done(tries):
         ("baselines/run_target.sh", {"METHOD": "rmu"}, ["rmu on 200 rows (retain loss: hidden)", "100 rows"]),
     ],
 )
-def test_launchers_check_everything_in_a_dry_run(script, variables, expected, tmp_path, tiny_model):
+def test_launchers_check_everything_in_a_dry_run(script, variables, expected, tmp_path, tiny_model, capsys):
+    """Python itself is a stand-in that passes on its words: they are checked in this process."""
     rows = {
         "reject_target": [FORGET[0]] * 200,
         "positive": [{"text": "Ada was a poet."}] * 200,
@@ -382,15 +409,14 @@ def test_launchers_check_everything_in_a_dry_run(script, variables, expected, tm
     }
     for name, content in rows.items():
         (tmp_path / f"{name}.json").write_text(json.dumps(content))
+    (tmp_path / "python3").write_text('#!/bin/sh\nshift\nprintf "%s\\n" "$@" >words\n')
+    (tmp_path / "python3").chmod(0o755)
     own = {"MODEL": str(tiny_model), "FOLDER": str(tmp_path), "OUTPUT": str(tmp_path / "out"), "DRY_RUN": "1"}
+    own |= {"N_GPUS": "1", "PATH": f"{tmp_path}:{os.environ['PATH']}"}
     command = ["bash", str(ROOT / "RS" / "scripts" / script)]
-    done = subprocess.run(
-        command, env={**ENV, "N_GPUS": "1", **own, **variables}, cwd=tmp_path, capture_output=True, text=True
-    )
+    done = subprocess.run(command, env=ENV | own | variables, cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    assert all(words in done.stdout.replace("3.0e-05", "0.00003") for words in expected), done.stdout
+    assert main((tmp_path / "words").read_text().splitlines()) == 0
+    said = (done.stdout + capsys.readouterr().out).replace("3.0e-05", "0.00003")
+    assert all(words in said for words in expected), said
     assert not (tmp_path / "out").exists()
-
-
-if __name__ == "__main__":
-    worker(*sys.argv[1:])
