@@ -1,7 +1,6 @@
 """What the driver asks of its ranks and reward processes, and when. Real Ray and two ranks, without models."""
 
 from dataclasses import replace
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -86,9 +85,7 @@ class Rank:
 
     def compute_ref_log_probs(self, data):
         self.calls.append("reference")
-        done = self.config.worker.reward.reward_function_kwargs.get("wait_for")
-        if done:
-            Path(done).touch()
+        (self.config.trainer.run_folder / "reference_done").touch()
         return DataProto.from_dict({"ref_log_probs": torch.zeros(data.batch["responses"].shape)})
 
     def update_actor(self, data):
@@ -105,7 +102,7 @@ def length_of(ids, number):
     return 1 + (sum(ids) + 5 * number) % T
 
 
-def trainer_of(model, folder, *changes):
+def trainer_of(model, folder, *changes, workers=None):
     """On two such ranks."""
     (folder / "scores.py").write_text(REWARDS)
     words = [f"worker.reward.reward_function={folder / 'scores.py'}:compute_score", "data.extra_prompt=Hm."]
@@ -114,23 +111,62 @@ def trainer_of(model, folder, *changes):
     tokenizer = get_tokenizer(str(model))
     train, noisy, val = read_datasets(config, tokenizer)
     trainer = RayPPOTrainer(config, tokenizer, train, val, 3, noisy)
-    trainer.workers = WorkerGroup(Rank, nnodes=1, ranks_per_node=2, with_gpus=False, config=config)
+    trainer.workers = workers or WorkerGroup(Rank, nnodes=1, ranks_per_node=2, with_gpus=False, config=config)
     trainer.arithmetic = [None, None]
     trainer.experience = ExperienceMaker(config, tokenizer, trainer.workers, trainer.loader, noisy)
     return trainer
 
 
-@pytest.fixture
-def trainer(ray_session, tiny_model, tmp_path):
-    trainer = trainer_of(tiny_model, tmp_path)
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("phases")
+    (folder / "run").mkdir()
+    return folder
+
+
+@pytest.fixture(scope="module")
+def shared_trainer(ray_session, tiny_model, folder):
+    trainer = trainer_of(tiny_model, folder)
     yield trainer
     trainer.workers.shutdown()
+
+
+@pytest.fixture
+def trainer(shared_trainer):
+    """As it began, but for the calls of its ranks."""
+    config, experience = shared_trainer.config, vars(shared_trainer.experience).copy()
+    yield shared_trainer
+    shared_trainer.config = config
+    vars(shared_trainer.experience).update(experience)
+    shared_trainer.workers.all("take_calls")
 
 
 def calls_of(trainer):
     first, second = trainer.workers.all("take_calls")
     assert first == second
     return [call for call in first if call != "connect"]
+
+
+def test_several_processes_share_the_samples_of_a_sequential_function(ray_session, tiny_model, tmp_path):
+    (tmp_path / "shared.py").write_text(SHARED)
+    (tmp_path / "here").mkdir()
+    config = replace(
+        read_config(arguments(tiny_model, tmp_path, "run")).worker.reward,
+        reward_function=f"{tmp_path / 'shared.py'}:compute_score",
+        reward_function_kwargs={"folder": str(tmp_path / "here")},
+        num_cpus=2,
+    )
+    processes = RewardProcesses(config)
+
+    def score(*responses):
+        return processes.start([{"response": text, "prompt": f"prompt {text}"} for text in responses]).wait()
+
+    assert [one["overall"] for one in score("0", "1", "2", "4", "5")] == [0, 1, 2, 4, 5]
+    assert score() == []
+    with pytest.raises(RuntimeError, match=r"parts \['more', 'overall'\] for prompt 'prompt 3'"):
+        score("0", "1", "3")
+    with pytest.raises(RuntimeError, match="returned None for prompt 'prompt none'"):
+        score("0", "1", "none")
 
 
 def test_a_phase_of_sampling_hands_the_weights_over_once_whatever_it_samples(trainer):
@@ -174,17 +210,15 @@ def fail():
     raise RewardError("no such judge")
 
 
-def test_rewards_are_scored_during_the_reference_pass_and_find_their_rows(ray_session, tiny_model, tmp_path):
+def test_rewards_are_scored_during_the_reference_pass_and_find_their_rows(shared_trainer, tiny_model, folder):
     words = ["algorithm.adv_estimator=remax", "worker.rollout.noise_rollout=0"]
-    words += [f"worker.reward.reward_function_kwargs.wait_for={tmp_path / 'done'}"]
-    trainer = trainer_of(tiny_model, tmp_path, *words)
+    words += [f"worker.reward.reward_function_kwargs.wait_for={folder / 'run' / 'reference_done'}"]
+    trainer = trainer_of(tiny_model, folder, *words, workers=shared_trainer.workers)
+    (folder / "run" / "reference_done").unlink(missing_ok=True)
     updated = []
     trainer._update_actor = lambda batch, metrics: updated.append(batch)
     trainer.step = 1
-    try:
-        metrics = trainer.train_step()
-    finally:
-        trainer.workers.shutdown()
+    metrics = trainer.train_step()
     [batch] = updated
     lengths = batch.batch["response_mask"].sum(1)
     assert torch.equal(batch.batch["token_level_scores"].sum(1), lengths / T)
@@ -194,25 +228,3 @@ def test_rewards_are_scored_during_the_reference_pass_and_find_their_rows(ray_se
     greedy = [length_of(ids, 0) / T for ids in batch.non_tensor_batch["raw_prompt_ids"]]
     assert batch.batch["reward_baselines"].tolist() == greedy
     assert metrics["reward/overall"] == pytest.approx(lengths.float().mean().item() / T)
-
-
-def test_several_processes_share_the_samples_of_a_sequential_function(ray_session, tiny_model, tmp_path):
-    (tmp_path / "shared.py").write_text(SHARED)
-    (tmp_path / "here").mkdir()
-    config = replace(
-        read_config(arguments(tiny_model, tmp_path, "run")).worker.reward,
-        reward_function=f"{tmp_path / 'shared.py'}:compute_score",
-        reward_function_kwargs={"folder": str(tmp_path / "here")},
-        num_cpus=2,
-    )
-    processes = RewardProcesses(config)
-
-    def score(*responses):
-        return processes.start([{"response": text, "prompt": f"prompt {text}"} for text in responses]).wait()
-
-    assert [one["overall"] for one in score("0", "1", "2", "4", "5")] == [0, 1, 2, 4, 5]
-    assert score() == []
-    with pytest.raises(RuntimeError, match=r"parts \['more', 'overall'\] for prompt 'prompt 3'"):
-        score("0", "1", "3")
-    with pytest.raises(RuntimeError, match="returned None for prompt 'prompt none'"):
-        score("0", "1", "none")
