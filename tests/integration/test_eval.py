@@ -6,6 +6,7 @@ On the real RWKU targets where they are here, else on an Atlas target: the forma
 import json
 import math
 import re
+import shutil
 import string
 import zlib
 from collections import Counter
@@ -18,14 +19,14 @@ from nltk.tokenize import NLTKWordTokenizer
 from rouge import Rouge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.conftest import save_tiny_model
 from tests.training_kit import run_python
+from verl.eval.main import main
 from verl.eval.prompts import read_prompts
 from verl.eval.rwku.abilities import mmlu_prompt
 from verl.utils.chat import encode_prompt
 
 PARTS = ["forget", "neighbor", "mia", "memorization", "mmlu", "bbh", "truthfulqa", "triviaqa", "fluency"]
-ROWS_A_FILE = 12
+ROWS_A_FILE = 8
 EXACT = {"rel": 1e-6, "abs": 1e-6}
 
 
@@ -224,44 +225,10 @@ def test_finished_parts_are_not_measured_again_and_lost_ones_are(measured, targe
     assert lost.read_text().splitlines()[1:] == content
 
 
-def test_wrong_inputs_are_all_named_with_exit_code_2(target, tmp_path):
-    (target / "triviaqa.json").rename(tmp_path / "moved")
-    words = ["model=nowhere/at/all", "suite=rwku", f"data={target}", "out=x"]
-    done = run_python("-m", "verl.eval.main", *words, code=2)
-    (tmp_path / "moved").rename(target / "triviaqa.json")
-    assert "model=nowhere/at/all: is neither a folder nor a hub id" in done.stderr
-    assert "has no triviaqa.json" in done.stderr
-
-
-SWAP = """
-import json, sys
-from verl.eval.config import EvalConfig
-from verl.eval.engines import Engines
-from verl.eval.generation import Request
-
-PROMPTS = [list(range(20 + i, 60 + 2 * i)) for i in range(16)]
-
-def answers(models):
-    with Engines() as shared:
-        for model in models:
-            engine = shared.get("generation", model, EvalConfig(model, "atlas", "", ""))
-            yield id(engine), next(engine.answer([Request(PROMPTS, 24, "swap")]))[1]
-
-for a, b in (sys.argv[1:3], sys.argv[3:5]):
-    print(json.dumps([*answers([a, b, a]), *answers([b])]))
-"""
-
-
-def test_an_engine_that_took_other_weights_answers_as_a_new_one_does(tmp_path):
-    """CPU kernels pack the output head. Where it shares the embedding's weights, vLLM's reload forgets that copy, and
-    a model would be read through the head of the one before."""
-    kinds = {"a": True, "b": True, "c": False, "d": False}
-    models = [
-        str(save_tiny_model(tmp_path / name, tie_word_embeddings=tied, seed=seed))
-        for seed, (name, tied) in enumerate(kinds.items())
-    ]
-    for line in run_python("-c", SWAP, *models).stdout.splitlines()[-2:]:
-        (engine, first), (second, swapped), (third, back), (_, fresh) = json.loads(line)
-        assert engine == second == third
-        assert swapped == fresh
-        assert swapped != first == back
+def test_wrong_inputs_are_all_named_with_exit_code_2(target, tmp_path, capsys):
+    shutil.copytree(target, tmp_path / target.name)
+    (tmp_path / target.name / "triviaqa.json").unlink()
+    assert main(["model=nowhere/at/all", "suite=rwku", f"data={tmp_path / target.name}", "out=x"]) == 2
+    error = capsys.readouterr().err
+    assert "model=nowhere/at/all: is neither a folder nor a hub id" in error
+    assert "has no triviaqa.json" in error
