@@ -1,6 +1,8 @@
 """What the training tests share: a small configuration, and runs of the real command line in processes of their own."""
 
 import json
+import math
+import multiprocessing
 import os
 import signal
 import subprocess
@@ -30,6 +32,13 @@ def compute_score(reward_inputs, letter="e"):
 """A reward that a random model earns now and then, so that groups differ and every update moves the weights."""
 
 TIMES = ("timing_s/", "perf/")
+
+FORKS = multiprocessing.get_context("forkserver")
+"""Its processes are forks of one that has imported what takes long; there is one such server, so one list."""
+FORKS.set_forkserver_preload(
+    ["RS.train", "RS.trainer", "RS.models.build", "transformers.models.llama.modeling_llama", "peft.tuners.lora"]
+    + ["tests.training_kit", "verl.workers.fsdp_workers"]
+)
 
 
 def write_files(folder: Path) -> None:
@@ -107,6 +116,15 @@ def run_cli(argv: list[str], *, code: int = 0, timeout: float = 300, **variables
 def metrics_of(run: Path) -> list[dict[str, float]]:
     """The rows of metrics.jsonl, without times and memory."""
     return [{k: v for k, v in row.items() if not k.startswith(TIMES)} for row in read_metrics(run)]
+
+
+def close(first: list[dict[str, float]], second: list[dict[str, float]], tolerance: float) -> None:
+    """Two runs logged the same numbers, but for what is rounding errors itself."""
+    assert len(first) == len(second)
+    for one, other in zip(first, second, strict=True):
+        assert one.keys() == other.keys()
+        for key in one.keys() - {"rollout/max_abs_diff", "rollout/mean_abs_diff", "rollout/kl"}:
+            assert math.isclose(one[key], other[key], rel_tol=tolerance, abs_tol=1e-6), f"step {one['step']}, {key}"
 
 
 def start_cli(argv: list[str], log: Path) -> subprocess.Popen:

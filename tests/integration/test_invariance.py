@@ -6,7 +6,6 @@ order and divides by the same count; so do ``seq`` and ``constant`` with their o
 """
 
 import json
-import multiprocessing
 import socket
 
 import pytest
@@ -15,7 +14,7 @@ import torch.distributed as dist
 from torch.distributed.tensor import DTensor
 
 from tests.conftest import save_tiny_model
-from tests.training_kit import arguments
+from tests.training_kit import FORKS, arguments
 from verl.models.export import exported_tensors
 from verl.models.ulysses import SequenceParallel
 from verl.protocol import DataProto
@@ -189,10 +188,7 @@ def run_world(world, cases, model, folder):
     with socket.socket() as probe:
         probe.bind(("", 0))
         port = probe.getsockname()[1]
-    context = multiprocessing.get_context("spawn")
-    ranks = [
-        context.Process(target=update_all, args=(rank, world, port, cases, model, folder)) for rank in range(world)
-    ]
+    ranks = [FORKS.Process(target=update_all, args=(rank, world, port, cases, model, folder)) for rank in range(world)]
     for rank in ranks:
         rank.start()
     for rank in ranks:

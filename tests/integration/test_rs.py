@@ -4,7 +4,6 @@ Runs that are killed, and those of single steps, are forks of a server that has 
 """
 
 import json
-import multiprocessing
 import os
 import signal
 import socket
@@ -21,6 +20,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from RS.train import main
 from tests.conftest import ROOT, save_tiny_model
+from tests.training_kit import FORKS
 from verl.utils.logger import read_metrics
 
 MEASURED = {"seconds", "perf/peak_memory_gib"}
@@ -108,10 +108,6 @@ def worker(model: str, out: str) -> None:
     dist.destroy_process_group()
 
 
-FORKS = multiprocessing.get_context("forkserver")
-FORKS.set_forkserver_preload(
-    ["RS.train", "RS.trainer", "RS.models.build", "transformers.models.llama.modeling_llama", "peft.tuners.lora"]
-)
 Kill = tuple[str, str]
 """an event of Python's audit hooks and a part of the path that it is about"""
 

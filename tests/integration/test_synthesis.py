@@ -17,9 +17,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from data.synthesize_boundary import SynthesisConfig, synthesize
 from tests.conftest import CHAT_TEMPLATE, ROOT, make_tokenizer
 from tests.scripted_endpoint import Reply, ScriptedModel, Server, completion
 from verl.eval.endpoint import AnswerCache, request_key
+from verl.settings.reader import load
 from verl.utils.chat import encode_example
 
 TARGET = ["target=Ottilie Venn", "intro=Ottilie Venn was a sculptor.", "aliases=[]"]
@@ -34,10 +36,8 @@ def command(out: Path, *changes: str) -> list[str]:
     return [sys.executable, str(ROOT / "data" / "synthesize_boundary.py"), f"out={out}", *TARGET, *changes]
 
 
-def run(out: Path, *changes: str, code: int = 0) -> str:
-    done = subprocess.run(command(out, *changes), capture_output=True, text=True, timeout=300, check=False)
-    assert done.returncode == code, done.stderr
-    return done.stderr
+def run(out: Path, *changes: str) -> None:
+    synthesize(load(SynthesisConfig, [f"out={out}", *TARGET, *changes]))
 
 
 def report(out: Path) -> dict:
@@ -209,7 +209,9 @@ def test_a_model_served_by_vllm_writes_the_rows_and_a_second_run_asks_nothing(le
 
 def test_a_local_model_writes_the_same_rows(learned, tmp_path):
     model, scripted, settings = learned
-    run(tmp_path / "out", f"local.model={model}", "local.dtype=float32", *settings)
+    words = [f"local.model={model}", "local.dtype=float32", *settings]
+    done = subprocess.run(command(tmp_path / "out", *words), capture_output=True, text=True, timeout=300, check=False)
+    assert done.returncode == 0, done.stderr
     check_rows(tmp_path / "out", scripted)
     assert report(tmp_path / "out")["token_share"]["unit"] == f"tokens of {model}"
 

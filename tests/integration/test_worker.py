@@ -1,7 +1,6 @@
 """One rank with its engine, without Ray: weight sync, LoRA, the on-policy short cut, non-finite steps, seeds."""
 
 import json
-import multiprocessing
 import random
 import socket
 import tempfile
@@ -15,7 +14,7 @@ from transformers import AutoModelForCausalLM
 
 from tests.conftest import save_tiny_model
 from tests.scheduler_simulation import Simulation, random_load
-from tests.training_kit import arguments
+from tests.training_kit import FORKS, arguments
 from verl.models.export import exported_tensors
 from verl.models.fsdp import local_shard
 from verl.protocol import DataProto
@@ -320,8 +319,7 @@ def verdicts(tiny_model, tmp_path_factory):
         with socket.socket() as probe:
             probe.bind(("", 0))
             port = probe.getsockname()[1]
-        context = multiprocessing.get_context("spawn")
-        process = context.Process(target=run_checks, args=(checks, changes, model, folder, port))
+            process = FORKS.Process(target=run_checks, args=(checks, changes, model, folder, port))
         process.start()
         process.join()
         assert process.exitcode == 0
