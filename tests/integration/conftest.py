@@ -2,19 +2,19 @@
 
 import logging
 import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-from tests.training_kit import ROOT, environment
+from data.atlas.pretrain import main as make_atlas
+from RS.train import main as train_rs
+from tests.conftest import ROOT
 
 
 @pytest.fixture(scope="session")
 def atlas() -> Path:
     """A quickly made Atlas, built where it is not there yet (half a minute, or two)."""
-    subprocess.run([sys.executable, "data/atlas/pretrain.py", "epochs=3"], cwd=ROOT, env=environment(), check=True)
+    assert make_atlas(["epochs=3"]) == 0
     return ROOT / "data" / "atlas" / "build" / "seed0_epochs3"
 
 
@@ -29,8 +29,7 @@ def atlas_rs_model(atlas, atlas_target, tmp_path_factory) -> Path:
     """The Atlas model after Rejection Steering on target 1."""
     out = tmp_path_factory.mktemp("rs")
     words = [f"model={atlas / 'base'}", f"data={atlas_target / 'reject_target.json'}", f"output_dir={out}"]
-    command = [sys.executable, "RS/train.py", "config=RS/configs/atlas.yaml", *words]
-    subprocess.run(command, cwd=ROOT, env=environment(), check=True)
+    assert train_rs([f"config={ROOT / 'RS/configs/atlas.yaml'}", *words]) == 0
     return out / "epoch_3"
 
 
