@@ -13,7 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 source scripts/launch_lib.sh
 launch_check_words "$@"
-world=atlas target="" seed=0 epochs=8 words=() rs_words=() rebo_words=()
+world=atlas target="" seed=0 epochs=8 rs_epoch=3 words=() rs_words=() rebo_words=()
 for word in "$@"; do
     case $word in
     world=*) world=${word#*=} ;;
@@ -51,7 +51,7 @@ atlas() { # the base model, the person's folder and the names of a run on Atlas
         local people=("$build"/Target/*_*)
         launch_wrong "target=$target: there is no such person; give a number from 1 to ${#people[@]}"
     fi
-    base=$build/base folder=${folders[0]} rs_epoch=3
+    base=$build/base folder=${folders[0]}
     run=log/atlas/$atlas/$(basename "$folder") results=results/atlas/$target
 }
 
@@ -61,7 +61,7 @@ earth() { # the same on Earth; a folder is made for its model, and the model of 
         printf '%q ' verl.trainer.main "${words[@]}" | python3 scripts/check_commands.py --words
     fi
     folder=$(python3 data/earth/build.py target="$target" seed="$seed" ${MODEL:+model="$MODEL"} | tail -n 1)
-    base=${MODEL:-data/earth/build/base} rs_epoch=3
+    base=${MODEL:-data/earth/build/base}
     rs_words=(retain_loss=klr retain_weight=4.0 retain_data="$folder/retain_target.json")
     rebo_words=(worker.ref.model.model_path="$base") # what ReBO keeps is what was known before RS
     name=$(basename "$folder")

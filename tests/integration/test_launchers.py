@@ -1,4 +1,7 @@
-"""run_rwku.sh on the real stack with a tiny model: a target as RWKU and RULE published it, behind a broken one."""
+"""run_rwku.sh on the real stack with a tiny model: a target as RWKU and RULE published it, behind a broken one.
+
+And run_demo.sh where it is given a wrong word.
+"""
 
 import json
 import os
@@ -87,3 +90,20 @@ def test_a_published_target_from_its_folder_to_the_tables_behind_a_broken_one(tm
         assert {"Original", "RS", "ReBO", f"{published} (published)"} <= set(rows), table
     stages = [tmp_path / "log/rs" / good.name, tmp_path / "log/grpo_rj_rl" / good.name, *folders]
     assert all((folder / "DONE").is_file() for folder in stages)  # a second launch leaves them alone
+
+
+def test_the_demo_refuses_a_wrong_word_before_it_trains(atlas):
+    before = set((ROOT / "log" / "atlas").rglob("*"))
+    command = [
+        "bash",
+        str(ROOT / "run_demo.sh"),
+        "epochs=3",
+        "trainer.max_stepz=3",
+        "data.train_files=nowhere.json",
+        "target=20",
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert "trainer.max_stepz=3: unknown key; did you mean trainer.max_steps?" in done.stderr
+    assert "nowhere.json: there is no such file" in done.stderr
+    assert set((ROOT / "log" / "atlas").rglob("*")) == before

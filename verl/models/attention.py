@@ -138,9 +138,9 @@ class SharedPacking:
         """As ``Packing.kernel_lengths``; a response's keys are its prompt's and its own."""
         prompts, responses = self.prompts, self.responses
         queries = torch.cat([prompts.lengths, responses.lengths])
-        keys = torch.cat([prompts.lengths, self.prompt_lengths + responses.lengths])
+        keys = torch.cat([prompts.lengths, self.whole.lengths])
         longest = max(prompts.max_length, responses.max_length)
-        return _starts(queries), _starts(keys), longest, int(keys.max())
+        return _starts(queries), _starts(keys), longest, max(prompts.max_length, self.whole.max_length)
 
     @cached_property
     def whole(self) -> Packing:
@@ -159,8 +159,8 @@ class SharedPacking:
 
     @cached_property
     def places(self) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Where the tokens lie in ``keys``: (C, tokens of the prompts) places by copy, as many as the most there are;
-        True where a prompt has fewer; and (tokens of the responses,) places."""
+        """Where in ``keys`` the copies of the prompts' tokens lie, (C, tokens of the prompts) for the C copies of the
+        prompt that has most, and True where there is none; and where those of the responses do."""
         prompts, responses, starts = self.prompts, self.responses, self.prompts.tokens + self.whole.starts
         counts = torch.bincount(self.prompt_of, minlength=len(prompts.lengths))
         owners, order = self.prompt_of.sort(stable=True)
@@ -168,10 +168,9 @@ class SharedPacking:
         behind = order.new_full((int(counts.max()), len(counts)), -1)
         behind[number, owners] = order
         behind = behind[:, prompts.rows]
-        own = torch.arange(prompts.tokens, device=order.device).expand(1, -1)
-        copies = torch.where(behind < 0, own, starts[behind] + prompts.columns)
-        of_responses = (starts + self.prompt_lengths)[responses.rows] + responses.columns
-        return torch.cat([own, copies]), F.pad(behind < 0, (0, 0, 1, 0)), of_responses
+        absent = behind < 0
+        copies = (starts[behind] + prompts.columns).masked_fill(absent, 0)
+        return copies, absent, (starts + self.prompt_lengths)[responses.rows] + responses.columns
 
 
 def _starts(lengths: torch.Tensor) -> torch.Tensor:
@@ -399,10 +398,11 @@ class _Copied(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None]:
-        places, absent, own = ctx.packing.places
+        places, absent, of_responses = ctx.packing.places
         copies = gradient.index_select(0, places.flatten()).unflatten(0, places.shape)
-        of_prompts = copies.masked_fill_(absent[:, :, None, None], 0).sum(0, dtype=torch.float32)
-        return torch.cat([of_prompts.to(gradient.dtype), gradient.index_select(0, own)]), None
+        of_copies = copies.masked_fill_(absent[:, :, None, None], 0).sum(0, dtype=torch.float32)
+        of_prompts = (gradient[: len(of_copies)] + of_copies).to(gradient.dtype)
+        return torch.cat([of_prompts, gradient.index_select(0, of_responses)]), None
 
 
 def _gather(tensor: torch.Tensor, index: torch.Tensor) -> torch.Tensor:

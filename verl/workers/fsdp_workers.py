@@ -228,7 +228,7 @@ class FSDPWorker:
     def _build_rollout(self) -> None:
         from ..models.build import resolve_dtype
         from .rollout.vllm_rollout import VLLMRollout
-        from .sharding_manager.fsdp_vllm import TOLERANCE, FSDPVLLMShardingManager
+        from .sharding_manager.fsdp_vllm import FSDPVLLMShardingManager, default_tolerance
 
         data, settings, model = self.config.data, self.config.worker.rollout, self.config.worker.actor.model
         prompts = max(data.rollout_batch_size * settings.n, data.val_batch_size * self.config.val_rollout("n"))
@@ -248,12 +248,13 @@ class FSDPWorker:
         )
         rollout.sleep()
         dtypes = [resolve_dtype(settings.dtype), resolve_dtype(self.config.worker.actor.fsdp.mp_param_dtype)]
+        coarser = min(dtypes, key=lambda dtype: torch.finfo(dtype).bits)
         self.sharding_manager = FSDPVLLMShardingManager(
             self.actor.module,
             rollout,
             score=self.actor.score_tokens,
             dtype=dtypes[0],
-            tolerance=settings.sync_tolerance or TOLERANCE[min(dtypes, key=lambda dtype: torch.finfo(dtype).bits)],
+            tolerance=settings.sync_tolerance or default_tolerance(coarser, on_gpu=self.on_gpu),
             vocab_size=self.hf_config.get_text_config().vocab_size,
             max_model_len=max_model_len,
         )

@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from verl.workers.rollout import vllm_rollout
+from verl.workers.sharding_manager.fsdp_vllm import default_tolerance
 
 
 @pytest.mark.parametrize("version", ["0.31.4", "0.33.0", "0.320.1"])
@@ -31,3 +32,8 @@ def test_a_digest_changes_with_any_number_and_not_with_where_they_lie(shape, dty
         changed = tensor.clone()
         changed[0], changed[1] = tensor[1], tensor[0]
         assert vllm_rollout.digest(changed) != plain
+
+
+def test_what_arithmetic_explains_of_fp32_is_wider_on_gpus_alone():
+    assert [default_tolerance(torch.float32, on_gpu=on_gpu) for on_gpu in (False, True)] == [1e-3, 1e-2]
+    assert {default_tolerance(torch.bfloat16, on_gpu=on_gpu) for on_gpu in (False, True)} == {0.15}
