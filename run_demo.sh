@@ -78,15 +78,19 @@ rebo() { # MODEL [KEY=VALUE ...]: the trainer, starting from MODEL
         trainer.run_dir="$run/rebo" trainer.n_gpus_per_node="$RANKS" "${rebo_words[@]}" "${words[@]}" "${@:2}"
 }
 
-# What is wrong with the words is said now, not after RS, and also where ReBO was done before.
-if [[ ${#words[@]} != 0 || $RANKS != 2 ]]; then rebo "$base" trainer.dry_run=true >/dev/null; fi
+# What is wrong with the words is said now, not after RS, and also where ReBO was done before. The RS model counts once it is
+# there, since a run that goes on must start from the model that it started from.
+rs=$run/rs/epoch_$rs_epoch
+if [[ ${#words[@]} != 0 || $RANKS != 2 ]]; then
+    rebo "$([[ -d $rs ]] && echo "$rs" || echo "$base")" trainer.dry_run=true >/dev/null
+fi
 python3 RS/train.py config=RS/configs/$world.yaml model="$base" data="$folder/reject_target.json" \
     output_dir="$run/rs" seed=$((seed + 1)) "${rs_words[@]}"
 if [[ -f $run/rebo/DONE ]]; then
     echo "ReBO: done before; remove $run/rebo to train again"
 else
-    rebo "$run/rs/epoch_$rs_epoch"
+    rebo "$rs"
 fi
-python3 -m verl.eval.report base="$base" rs="$run/rs/epoch_$rs_epoch" rebo="$run/rebo" data="$folder" \
+python3 -m verl.eval.report base="$base" rs="$rs" rebo="$run/rebo" data="$folder" \
     measured="$run/eval" out="$results"
 echo "RULE: the demo took $((SECONDS - started)) s after installation; the report is in $results"

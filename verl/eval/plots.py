@@ -94,7 +94,7 @@ PANELS = (
         ),
         (-4, 104),
     ),
-    Panel("Distance from the RS model", "KL loss, nats a token", (Curve("actor/kl_loss", "KL", "#009e73"),)),
+    Panel("Distance from the reference", "KL loss, nats a token", (Curve("actor/kl_loss", "KL", "#009e73"),)),
 )
 
 

@@ -187,7 +187,7 @@ def test_the_page_holds_the_table_every_probe_and_the_curves(made):
     ]
     assert [point[1:] for point in data["trails"][0]["points"]] == [[0.0, 50.0], [pytest.approx(10.0), 75.0]]
     curves = {run["name"]: [panel["title"] for panel in run["panels"]] for run in data["runs"]}
-    assert curves == {"RS": ["Loss"], "ReBO": ["Reward", "Refusals", "Distance from the RS model"]}
+    assert curves == {"RS": ["Loss"], "ReBO": ["Reward", "Refusals", "Distance from the reference"]}
     assert data["attacks"]["conditions"] == ["fill in the blank", "question", "role play"]
     assert len(data["dialogues"]["probes"]) == sum(LEVELS.values())
     assert sum(one["featured"] for one in data["dialogues"]["probes"]) == 20
