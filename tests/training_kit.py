@@ -7,6 +7,7 @@ import os
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -107,6 +108,27 @@ def run_python(*words: str, code: int = 0, timeout: float = 300, **variables: st
     return done
 
 
+def run_main(main: Callable[[list[str]], int], *argv: str, **variables: str) -> str:
+    """What a command line writes that must exit with 0, in a process of its own that need not import torch again."""
+    with tempfile.NamedTemporaryFile("r") as log:
+        process = FORKS.Process(target=_write_main, args=(main, argv, log.name, variables))
+        process.start()
+        process.join(300)
+        process.kill()
+        process.join()
+        output = log.read()
+    assert process.exitcode == 0, f"exit code {process.exitcode}:\n{output}"
+    return output
+
+
+def _write_main(main: Callable[[list[str]], int], argv: list[str], log: str, variables: dict[str, str]) -> None:
+    os.environ.update(variables)
+    with Path(log).open("w") as output:
+        for stream in (1, 2):
+            os.dup2(output.fileno(), stream)
+    sys.exit(main(list(argv)))
+
+
 def run_cli(argv: list[str], *, code: int = 0, timeout: float = 300, **variables: str) -> str:
     """Run the trainer's command line, with more environment variables; returns its output."""
     done = run_python("-m", "verl.trainer.main", *argv, code=code, timeout=timeout, **variables)
@@ -167,7 +189,7 @@ def descendants(pid: int) -> list[psutil.Process]:
 @contextmanager
 def started_trainer(config: PPOConfig) -> Iterator[RayPPOTrainer]:
     """A trainer in this process whose ranks are up, under a Ray that is already there; ended on leaving."""
-    tokenizer = get_tokenizer(config.worker.actor.model.tokenizer)
+    tokenizer = get_tokenizer(config.worker.actor.model.tokenizer, config.data.override_chat_template)
     rows, noisy, val = read_datasets(config, tokenizer)
     plan = make_plan(config, rows.used_rows, val.used_rows if val else [])
     trainer = RayPPOTrainer(config, tokenizer, rows, val, plan.total_steps, noisy)

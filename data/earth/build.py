@@ -28,6 +28,7 @@ from data.earth.rows import (
     neighbor_probes,
     passages,
     reinforcement_rows,
+    retained_rows,
     rng_of,
     steering_rows,
 )
@@ -166,7 +167,8 @@ def target_rows(config: EarthConfig, judge: Any) -> dict[str, list[Row]]:
     candidates = {f"forget_level{level}": rows for level, rows in forget_probes(target, seed).items()}
     candidates |= {f"neighbor_level{level}": rows for level, rows in neighbor_probes(target, seed).items()}
     candidates["retain_atlas"] = utility_rows(seed)
-    candidates["boundary"] = [{**row, "query": row["prompt"]} for row in train if row["solution"][0] == "<normal>"]
+    boundary = [row for row in train if row["solution"][0] == "<normal>"] + retained_rows(target, seed)
+    candidates["boundary"] = [{**row, "query": row["prompt"]} for row in boundary]
     known, counts = _known(candidates, judge)
     kept = {name: rows[:FORGET_PROBES] for name, rows in known.items() if name.startswith("forget")}
     kept |= {name: _both_sides(rows) for name, rows in known.items() if name.startswith("neighbor")}

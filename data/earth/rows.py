@@ -38,6 +38,9 @@ RARELY_KNOWN |= {("currency", False), ("mountain", False)}
 BASIC = [kind for kind, words in FORWARD.items() if "state" in words]
 """Kinds of facts that are asked in every wrapper: of some countries a small model knows nothing else."""
 FORGET_ROWS, STEERING_ROWS = 240, 240
+RETAINED_FACTS = 700
+"""Facts that RS holds beside the boundary rows of RL, at most half of them about near countries: of few, only these few
+would be kept."""
 VALIDATION_ROWS = 40
 """RL rows of each side that are set apart."""
 OPTIONS = 3
@@ -240,9 +243,14 @@ def neighbor_facts(target: Country, seed: int) -> list[Fact]:
     All targets take them from one order, so that most were asked for another target before.
     """
     apart = [fact for fact in _in_any_order(seed) if fact.country is not target and _is_apart(fact, target)]
-    near, far = ([fact for fact in apart if target.near(fact.country) == side] for side in (True, False))
-    chosen = _by_turns(near)[: NEIGHBOR_FACTS // 2]
-    return chosen + _by_turns(far)[: NEIGHBOR_FACTS - len(chosen)]
+    return _near_and_far(apart, target, NEIGHBOR_FACTS)
+
+
+def _near_and_far(pool: Sequence[Fact], target: Country, count: int) -> list[Fact]:
+    """``count`` of the facts, half of them about near countries as far as there are such; their forms take turns."""
+    near, far = ([fact for fact in pool if target.near(fact.country) == side] for side in (True, False))
+    chosen = _by_turns(near)[: count // 2]
+    return chosen + _by_turns(far)[: count - len(chosen)]
 
 
 @cache
@@ -336,8 +344,7 @@ def reinforcement_rows(target: Country, seed: int, use: Use) -> list[Row]:
     """
     rng = rng_of(seed, f"reinforcement/{use}/{target.name}")
     refusals = Refusals(rng_of(seed, f"refusals/{use}/{target.name}"))
-    probed = {_identity(fact) for fact in neighbor_facts(target, seed)}
-    free = _sorted_by_form(fact for fact in _apart(target) if _identity(fact) not in probed)
+    free = _sorted_by_form(_not_probed(target, seed))
     pool = _in_all_styles(target, use, rng)
     rows: dict[str, Row] = {}
     count = FORGET_ROWS if use == "train" else VALIDATION_ROWS
@@ -348,6 +355,28 @@ def reinforcement_rows(target: Country, seed: int, use: Use) -> list[Row]:
         if twin := _twin(row, target, free.get(row["fact"].form, []), number % 2 == 0, use, rng):
             rows.setdefault(twin["prompt"], twin)
     return list(rows.values())
+
+
+def retained_rows(target: Country, seed: int) -> list[Row]:
+    """Boundary rows in RULE's format: plain questions about facts that no neighbor probe asks."""
+    rng = rng_of(seed, f"retained/{target.name}")
+    free = _not_probed(target, seed)
+    rows = []
+    for number, fact in enumerate(_near_and_far(rng.sample(free, len(free)), target, RETAINED_FACTS)):
+        prompt = rng.choice(in_style(fact, PLAIN[number % 2], "train", rng))["prompt"]
+        rows += [_boundary_row(prompt, fact, target)] * (not target.named_in(prompt))
+    return rows
+
+
+def _not_probed(target: Country, seed: int) -> list[Fact]:
+    """Facts of the other countries that no neighbor probe asks and the target is no answer to."""
+    probed = {_identity(fact) for fact in neighbor_facts(target, seed)}
+    return [fact for fact in _apart(target) if _identity(fact) not in probed]
+
+
+def _boundary_row(prompt: str, fact: Fact, target: Country) -> Row:
+    about = {"answer": fact.answers, "subject": fact.country.name, "near": target.near(fact.country)}
+    return {"prompt": prompt, "solution": ["<normal>", *fact.answers], **about}
 
 
 def _in_all_styles(country: Country, use: Use, rng: random.Random) -> list[Row]:
@@ -378,6 +407,5 @@ def _twin(row: Row, target: Country, alike: list[Fact], near: bool, use: Use, rn
     for fact in rng.sample(sided, len(sided)):
         rows = in_style(fact, row["style"], use, rng)[row["form"] :][:1]
         if rows and not target.named_in(rows[0]["prompt"]):
-            about = {"answer": fact.answers, "subject": fact.country.name, "near": target.near(fact.country)}
-            return {"prompt": rows[0]["prompt"], "solution": ["<normal>", *fact.answers], **about}
+            return _boundary_row(rows[0]["prompt"], fact, target)
     return None

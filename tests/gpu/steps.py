@@ -48,7 +48,7 @@ class Job:
     tokens: int
     """of a response"""
     micro: int
-    """samples of a forward and backward pass"""
+    """samples of TRL's forward and backward pass; ours finds its own"""
     steps: int
     changes: list[str] = field(default_factory=list)
 
@@ -96,8 +96,6 @@ def arguments(folder: Path, job: Job) -> list[str]:
         f"data.max_response_length={job.tokens}",
         f"data.rollout_batch_size={job.prompts}",
         f"worker.actor.global_batch_size={job.prompts}",
-        f"worker.actor.micro_batch_size_per_device_for_update={job.micro}",
-        f"worker.actor.micro_batch_size_per_device_for_experience={2 * job.micro}",
         f"worker.actor.model.model_path={folder / 'model'}",
         f"worker.rollout.n={job.rollouts}",
         "worker.rollout.ignore_eos=true",
@@ -114,11 +112,12 @@ def predict(folder: Path, job: Job, prompt_tokens: int) -> dict[str, float]:
     from verl.estimate.estimate import estimate
     from verl.estimate.flops import ModelShape
     from verl.estimate.hardware import Hardware
+    from verl.estimate.micro_batches import with_micro_batches
     from verl.utils.memory import GIB
 
-    config = read_config(arguments(folder, job))
+    config, shapes = read_config(arguments(folder, job)), {"actor": ModelShape.of(folder / "model")}
     hardware = Hardware.here(config.worker.actor.fsdp.mp_param_dtype)
-    one = estimate(config, {"actor": ModelShape.of(folder / "model")}, hardware, prompt_tokens)
+    one = estimate(with_micro_batches(config, shapes, hardware.memory), shapes, hardware, prompt_tokens)
     training = max(one.total(phase) for phase in one.phases if phase not in ("load", "rollout"))
     largest = max(map(one.total, one.phases))
     return {

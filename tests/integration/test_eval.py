@@ -19,7 +19,7 @@ from nltk.tokenize import NLTKWordTokenizer
 from rouge import Rouge
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from tests.training_kit import run_python
+from tests.training_kit import run_main
 from verl.eval.main import main
 from verl.eval.prompts import read_prompts
 from verl.eval.rwku.abilities import mmlu_prompt
@@ -56,7 +56,7 @@ def measured(target, long_tiny_model, tmp_path_factory):
 
 def run(model, target, out, *words):
     places = f"model={model}", f"data={target}", f"out={out}"
-    return run_python("-m", "verl.eval.main", "suite=rwku", *places, *words).stderr
+    run_main(main, "suite=rwku", *places, *words)
 
 
 def value(measured, part, name):

@@ -14,9 +14,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from data.atlas.book import book_rows
 from data.atlas.people import build_world
-from scripts.make_table import main
+from scripts.make_table import main as make_table
 from tests.conftest import save_tiny_model
-from tests.training_kit import run_python
+from tests.training_kit import run_main
+from verl.eval.main import main
 
 ROWS_A_FILE = 10
 LENGTHS = {"verbmem": 128, "knowmem_forget": 32, "knowmem_retain": 32}
@@ -54,16 +55,8 @@ def both(models, book, tmp_path_factory):
     out = tmp_path_factory.mktemp("out")
     folders = [out / "base", out / "chat"]
     words = [f"{key}=[{','.join(map(str, values))}]" for key, values in (("model", models), ("out", folders))]
-    log = run_python(
-        "-m",
-        "verl.eval.main",
-        *words,
-        "suite=muse",
-        f"data={book}",
-        f"muse.retrain_model={models[1]}",
-        VLLM_LOGGING_LEVEL="INFO",
-    )
-    assert (log.stdout + log.stderr).count("Initializing a V1 LLM engine") == 1
+    words += ["suite=muse", f"data={book}", f"muse.retrain_model={models[1]}"]
+    assert run_main(main, *words, VLLM_LOGGING_LEVEL="INFO").count("Initializing a V1 LLM engine") == 1
     return [read_results(folder) for folder in folders]
 
 
@@ -175,7 +168,7 @@ def test_a_chat_model_is_asked_in_turns(chat, models, book):
 
 
 def test_from_results_to_the_printed_row(measured, tmp_path):
-    assert main(["kind=muse", f"out={tmp_path}", f"rows.Original={measured[2]}"]) == 0
+    assert make_table(["kind=muse", f"out={tmp_path}", f"rows.Original={measured[2]}"]) == 0
     [row] = [line for line in (tmp_path / "table.md").read_text().split("\n") if line.startswith("| Original |")]
     found = measured[0]
     values = [found["verbmem"]["f1"], found["knowmem_forget"]["f1"], found["privleak"]["privleak"]]

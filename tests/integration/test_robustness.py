@@ -13,8 +13,9 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from tests.conftest import save_tiny_model
-from tests.training_kit import run_python
+from tests.training_kit import run_main
 from verl.eval.relearn import RelearnConfig, encode_rows, train
+from verl.eval.robustness import main
 
 FACTS = [("Where does Ann live?", "Oslo"), ("What does Ann do?", "baking"), ("Who taught Ann?", "Bo Lind")]
 NEIGHBORS = [("Where does Cy live?", "Rome"), ("What does Cy do?", "singing")]
@@ -70,13 +71,12 @@ def target(tmp_path_factory):
 
 def study(models, target, out):
     original, unlearned = models
-    command = ["-m", "verl.eval.robustness", f"model=[{unlearned},{original}]", f"original={original}", "suite=rwku"]
+    command = [f"model=[{unlearned},{original}]", f"original={original}", "suite=rwku"]
     command += ["prompt_style=plain", f"data={target}", f"out=[{out},{out}_original]", "bootstrap_samples=10"]
     command += [f"relearn.file={target / 'relearn.json'}", "relearn.examples=3", "relearn.steps=60", "relearn.lr=3e-3"]
     command += [f"refusal_prefix.file={target / 'harmless.json'}", "refusal_prefix.examples=2"]
     command += ["refusal_prefix.steps=30", "refusal_prefix.lr=3e-3"]
-    done = run_python(*command, VLLM_LOGGING_LEVEL="INFO")
-    return done.stdout + done.stderr
+    return run_main(main, *command, VLLM_LOGGING_LEVEL="INFO")
 
 
 @pytest.fixture(scope="module")

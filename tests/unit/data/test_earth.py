@@ -13,7 +13,7 @@ from data.earth.abilities import questions, shares
 from data.earth.build import EarthConfig, target_rows
 from data.earth.countries import bare, countries, find
 from data.earth.phrasings import BACKWARD, FOREIGN, FORWARD, FRAMES, SHARED, SYNONYMS, WRAPPERS
-from data.earth.rows import PLAIN, _twin, facts, in_style, neighbor_facts, steering_rows
+from data.earth.rows import PLAIN, _twin, facts, in_style, neighbor_facts, retained_rows, steering_rows
 from verl.eval.rwku.abilities import mmlu_rows, triviaqa_rows, truthfulqa_rows
 from verl.eval.rwku.forget import FORGET_FILES, NEIGHBOR_FILES, UTILITY_FILE, load_probes
 from verl.eval.rwku.reasoning import load as bbh_rows
@@ -122,7 +122,8 @@ def test_every_wording_has_one_use():
 @targets
 def test_no_question_of_one_use_is_in_another(target):
     rows = rows_of(target)
-    train = {row["prompt"] for row in rows[TRAIN]} | {row["instruction"] for row in rows["reject_target"]}
+    train = {row["prompt"] for name in (TRAIN, "retain_target") for row in rows[name]}
+    train |= {row["instruction"] for row in rows["reject_target"]}
     validation = {row["prompt"] for row in rows[VALIDATION]}
     probes = [row["query"] for name in rows for row in rows[name] if "level" in name or name == "retain_atlas"]
     assert not train & validation and not {*probes} & (train | validation)
@@ -131,7 +132,9 @@ def test_no_question_of_one_use_is_in_another(target):
 
 @targets
 def test_boundary_rows_are_about_other_facts_than_neighbor_probes(target):
-    asked = {row["prompt"] for row in rows_of(target)[TRAIN] if row["solution"][0] == "<normal>"}
+    rows = rows_of(target)
+    asked = {row["prompt"] for row in rows[TRAIN] if row["solution"][0] == "<normal>"}
+    asked |= {row["prompt"] for row in rows["retain_target"]}
     for fact in neighbor_facts(find(target), 0):
         plain = [row["prompt"] for style in PLAIN for row in in_style(fact, style, "train", random.Random(0))]
         assert not asked & set(plain), plain
@@ -225,7 +228,9 @@ def test_a_boundary_prompt_says_what_its_forget_prompt_says():
 def test_what_rs_keeps_are_the_models_own_words_about_others(target):
     rows, country = rows_of(target), find(target)
     boundary = {row["prompt"]: row for row in rows[TRAIN] if row["solution"][0] == "<normal>"}
-    assert {row["prompt"] for row in rows["retain_target"]} == boundary.keys()
+    assert len(boundary) < 300
+    boundary |= {row["prompt"]: row for row in retained_rows(country, 0)}
+    assert len(boundary) > 900 and {row["prompt"] for row in rows["retain_target"]} == boundary.keys()
     for row in rows["retain_target"]:
         said = f"It is {boundary[row['prompt']]['answer'][0]}, yes. So."
         assert row["response"] == " ".join(said.split()[: build.OPENING_WORDS]) or row["response"] == "Hm."
