@@ -195,8 +195,12 @@ def run_parts(parts: Sequence[Part], seconds: float, folder: Path) -> list[Outco
         if left < min(LEAST_SECONDS, part.limit):
             continue
         print(f"\n=== {part.name}: at most {limit:.0f} of the {left:.0f} s left")
-        with tempfile.TemporaryDirectory(dir=large_folder(), ignore_cleanup_errors=True) as scratch:
-            for _ in run_part(part, limit, folder, scratch, outcome):
+        with (
+            tempfile.TemporaryDirectory(dir=large_folder(), ignore_cleanup_errors=True) as scratch,
+            # Closed here, so that a part is ended at once wherever this is interrupted.
+            contextlib.closing(run_part(part, limit, folder, scratch, outcome)) as news,
+        ):
+            for _ in news:
                 write_report(folder, machine, outcomes)
         print(f"=== {part.name}: {outcome.verdict}, {outcome.seconds:.0f} s")
     return outcomes
