@@ -241,10 +241,11 @@ def test_a_killed_run_goes_on_without_asking_again(tmp_path):
             model.server.close()
 
     keys = [[key_of(request) for request in model.server.requests] for model in models]
-    kept = [key for key in keys[0] if key in answered]
-    assert len(kept) >= 30 - 2 - 1  # all but those under way, and one that was being written
+    asked = set(keys[0])  # on a busy machine an answer may come too late, and is asked for again
+    kept = {key for key in asked if key in answered}
+    assert len(kept) >= len(asked) - 2 - 1  # all but those under way, and one that was being written
     assert not any(key in answered for key in keys[1])
-    assert set(keys[0]) | set(keys[1]) == set(keys[2])
+    assert asked | set(keys[1]) == set(keys[2])
     assert report(tmp_path / "killed")["requests"]["cached"] == len(kept)
     assert report(tmp_path / "killed")["dropped"] == report(tmp_path / "whole")["dropped"]
     for name in FILES:
