@@ -364,7 +364,8 @@ def retained_rows(target: Country, seed: int) -> list[Row]:
     rows = []
     for number, fact in enumerate(_near_and_far(rng.sample(free, len(free)), target, RETAINED_FACTS)):
         prompt = rng.choice(in_style(fact, PLAIN[number % 2], "train", rng))["prompt"]
-        rows += [_boundary_row(prompt, fact, target)] * (not target.named_in(prompt))
+        if not target.named_in(prompt):
+            rows.append(_boundary_row(prompt, fact, target))
     return rows
 
 
