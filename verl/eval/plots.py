@@ -163,17 +163,10 @@ def _draw_trajectory(axes: Axes, trajectory: Sequence[tuple[int, float, float]])
     axes.plot(
         xs, ys, color=color, linewidth=1.4, linestyle=(0, (3, 1.5)), marker="o", markersize=4, zorder=5, label=label
     )
-    for index in {0, len(steps) - 1}:
-        _annotate(
-            axes,
-            f"step {steps[index]}",
-            (xs[index], ys[index]),
-            (-9, 0),
-            ha="right",
-            va="center",
-            fontsize=8.5,
-            color=MUTED,
-        )
+    ends = sorted({0, len(steps) - 1}, key=lambda index: ys[index])
+    style = {"ha": "right", "fontsize": 8.5, "color": MUTED, "zorder": 8}  # above the star, where training ends
+    for index, side in zip(ends, ("top", "bottom"), strict=False):  # the lower one below its point
+        _annotate(axes, f"step {steps[index]}", (xs[index], ys[index]), (-9, 0), va=side, **style)
 
 
 def _annotate(axes: Axes, text: str, xy: tuple[float, float], offset: tuple[float, float], **style: Any) -> None:
