@@ -13,7 +13,7 @@ cd "$(dirname "${BASH_SOURCE[0]}")"
 
 source scripts/launch_lib.sh
 launch_check_words "$@"
-world=atlas target="" seed=0 epochs=8 rs_epoch=3 words=() rs_words=() rebo_words=()
+world=atlas target="" seed=0 epochs=8 words=() rs_words=() rebo_words=()
 for word in "$@"; do
     case $word in
     world=*) world=${word#*=} ;;
@@ -80,7 +80,7 @@ rebo() { # MODEL [KEY=VALUE ...]: the trainer, starting from MODEL
 
 # What is wrong with the words is said now, not after RS, and also where ReBO was done before. The RS model counts once it is
 # there, since a run that goes on must start from the model that it started from.
-rs=$run/rs/epoch_$rs_epoch
+rs=$run/rs/epoch_3
 if [[ ${#words[@]} != 0 || $RANKS != 2 ]]; then
     rebo "$([[ -d $rs ]] && echo "$rs" || echo "$base")" trainer.dry_run=true >/dev/null
 fi
