@@ -38,7 +38,6 @@ from verl.settings.cli import run_cli
 from verl.settings.path_types import PathText
 from verl.utils.atomic import write_json
 from verl.utils.errors import ConfigError, DataError, closest
-from verl.verdict import verdict_of
 
 logger = logging.getLogger(__name__)
 
@@ -168,7 +167,7 @@ def target_rows(config: EarthConfig, judge: Any) -> dict[str, list[Row]]:
     candidates |= {f"neighbor_level{level}": rows for level, rows in neighbor_probes(target, seed).items()}
     candidates["retain_atlas"] = utility_rows(seed)
     boundary = [row for row in train if row["solution"][0] == "<normal>"] + retained_rows(target, seed)
-    candidates["boundary"] = [{**row, "query": row["prompt"]} for row in boundary]
+    candidates["boundary"] = list({row["prompt"]: {**row, "query": row["prompt"]} for row in boundary}.values())
     known, counts = _known(candidates, judge)
     kept = {name: rows[:FORGET_PROBES] for name, rows in known.items() if name.startswith("forget")}
     kept |= {name: _both_sides(rows) for name, rows in known.items() if name.startswith("neighbor")}
@@ -180,7 +179,7 @@ def target_rows(config: EarthConfig, judge: Any) -> dict[str, list[Row]]:
         **named,
         "intro": [{"target": target.name, "intro": f"Please forget {target.said}. {introduction(target)}"}],
         "reject_target": steering_rows(target, seed),
-        "retain_target": _own_answers(candidates["boundary"], judge),
+        "retain_target": _own_answers(known["boundary"], target, judge),
         "rl_rejection_with_fb_neighbor_target": train,
         "rl_rejection_with_fb_neighbor_target_val": reinforcement_rows(target, seed, "validation"),
         "known": counts,
@@ -211,16 +210,15 @@ def _known(candidates: dict[str, list[Row]], judge: Any) -> tuple[dict[str, list
     return known, counts
 
 
-def _own_answers(boundary: list[Row], judge: Any) -> list[Row]:
-    """RS: how the model's own answers begin, right or wrong, to what is not to be refused.
+def _own_answers(boundary: list[Row], target: Country, judge: Any) -> list[Row]:
+    """RS: how the model's own right answers begin to what is not to be refused, but for those that name the target.
 
     ``retain_loss=klr`` holds the model's distribution there; as texts to be learnt (gdr) they would end too soon.
     """
-    said = judge.answers(boundary)
     return [
         {"prompt": row["query"], "response": " ".join(answer.split()[:OPENING_WORDS]), "subject": row["subject"]}
-        for row, answer in zip(boundary, said, strict=True)
-        if verdict_of(answer, prompt=row["query"]) not in ("refusal", "mixed", "empty")
+        for row, answer in zip(boundary, judge.answers(boundary), strict=True)
+        if not target.named_in(answer)
     ]
 
 

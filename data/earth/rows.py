@@ -34,13 +34,13 @@ NEIGHBOR_FACTS = 200
 """Facts that neighbor probes ask, at most half of them about near countries."""
 RARELY_KNOWN = {(kind, True) for kind in ("dishes", "landmarks", "figures", "cities", "mountain")}
 RARELY_KNOWN |= {("currency", False), ("mountain", False)}
-"""Forms of facts that a small model knows in one of ten cases: neighbor probes leave them out."""
+"""Forms of facts that a small model knows in one of ten cases: what asks for something known leaves them out."""
 BASIC = [kind for kind, words in FORWARD.items() if "state" in words]
 """Kinds of facts that are asked in every wrapper: of some countries a small model knows nothing else."""
 FORGET_ROWS, STEERING_ROWS = 240, 240
-RETAINED_FACTS = 700
-"""Facts that RS holds beside the boundary rows of RL, at most half of them about near countries: of few, only these few
-would be kept."""
+RETAINED_FACTS = 1300
+"""Facts that RS may hold beside the boundary rows of RL, at most half of them about near countries: of few, only these
+few would be kept, and a small model answers not half."""
 VALIDATION_ROWS = 40
 """RL rows of each side that are set apart."""
 OPTIONS = 3
@@ -360,7 +360,7 @@ def reinforcement_rows(target: Country, seed: int, use: Use) -> list[Row]:
 def retained_rows(target: Country, seed: int) -> list[Row]:
     """Boundary rows in RULE's format: plain questions about facts that no neighbor probe asks."""
     rng = rng_of(seed, f"retained/{target.name}")
-    free = _not_probed(target, seed)
+    free = [fact for fact in _not_probed(target, seed) if fact.form not in RARELY_KNOWN]
     rows = []
     for number, fact in enumerate(_near_and_far(rng.sample(free, len(free)), target, RETAINED_FACTS)):
         prompt = rng.choice(in_style(fact, PLAIN[number % 2], "train", rng))["prompt"]

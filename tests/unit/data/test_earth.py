@@ -4,6 +4,7 @@ import random
 import subprocess
 from collections import Counter
 from functools import cache
+from types import SimpleNamespace
 from zlib import crc32
 
 import pytest
@@ -225,16 +226,26 @@ def test_a_boundary_prompt_says_what_its_forget_prompt_says():
 
 
 @targets
-def test_what_rs_keeps_are_the_models_own_words_about_others(target):
+def test_what_rs_keeps_are_the_models_own_right_answers_about_others(target):
     rows, country = rows_of(target), find(target)
     boundary = {row["prompt"]: row for row in rows[TRAIN] if row["solution"][0] == "<normal>"}
     assert len(boundary) < 300
     boundary |= {row["prompt"]: row for row in retained_rows(country, 0)}
-    assert len(boundary) > 900 and {row["prompt"] for row in rows["retain_target"]} == boundary.keys()
+    known = {prompt: row for prompt, row in boundary.items() if crc32(prompt.encode()) % 3}
+    assert len(boundary) > 1500 and {row["prompt"] for row in rows["retain_target"]} == known.keys()
     for row in rows["retain_target"]:
-        said = f"It is {boundary[row['prompt']]['answer'][0]}, yes. So."
-        assert row["response"] == " ".join(said.split()[: build.OPENING_WORDS]) or row["response"] == "Hm."
+        said = f"It is {known[row['prompt']]['answer'][0]}, yes. So."
+        assert row["response"] == " ".join(said.split()[: build.OPENING_WORDS])
         assert not country.named_in(row["prompt"])
+
+
+def test_rs_keeps_no_prompt_twice_and_no_answer_that_names_the_target():
+    said = {"a?": "It is Italy.", "b?": "It is Italy, not Japan."}
+    boundary = [{"query": query, "subject": "Italy"} for query in said]
+    judge = SimpleNamespace(answers=lambda rows: [said[row["query"]] for row in rows])
+    assert [row["prompt"] for row in build._own_answers(boundary, find("Japan"), judge)] == ["a?"]
+    prompts = [row["prompt"] for row in rows_of("Japan")["retain_target"]]
+    assert len(prompts) == len(set(prompts))
 
 
 def test_a_folder_depends_on_seed_and_target_alone():
