@@ -59,10 +59,11 @@ STAYING += ["worker.ref.fsdp.enable_cpu_offload=false"]
 LORA = ["worker.actor.model.lora.rank=64", "worker.rollout.lora_weights=adapter"]
 ALL_WEIGHTS = ["worker.actor.optim.strategy=adamw_bf16", "worker.rollout.gpu_memory_utilization=0.4"]
 ALL_WEIGHTS += ["worker.ref.fsdp.enable_cpu_offload=false", "worker.ref.offload.offload_params=true"]
+ALL_WEIGHTS += ["worker.actor.offload.offload_params=false"]  # the host has room for the moments, hardly for both
 JOBS = {
     "1b": Job("1b", 64, 8, 4, 32, 64, 4, [*STAYING, "worker.rollout.gpu_memory_utilization=0.4"]),
     "8b-lora": Job("8b", 32, 8, 4, 32, 32, 3, [*STAYING, *LORA, "worker.rollout.gpu_memory_utilization=0.5"]),
-    "long-1b": Job("1b", 32, 8, 8, 512, 8, 3, [*STAYING, "worker.rollout.gpu_memory_utilization=0.4"]),
+    "long-1b": Job("1b", 32, 8, 8, 512, 16, 3, [*STAYING, "worker.rollout.gpu_memory_utilization=0.4"]),
     "8b": Job("8b", 8, 8, 8, 512, 4, 2, ALL_WEIGHTS),
 }
 

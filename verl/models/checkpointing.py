@@ -46,7 +46,7 @@ def save_adapter(module: torch.nn.Module, folder: Path) -> None:
     """Write the adapters as they were trained, as a PEFT folder; nothing where there are none. A collective."""
     if not hasattr(module, "peft_config"):
         return
-    adapters = adapter_tensors(module)
+    adapters = adapter_tensors(module, torch.float32)
     if dist.get_rank() == 0:
         module.peft_config["default"].save_pretrained(folder)
         save_file(adapters, folder / "adapter_model.safetensors", metadata={"format": "pt"})

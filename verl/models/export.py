@@ -39,10 +39,13 @@ def base_tensors(module: torch.nn.Module, dtype: torch.dtype) -> Named:
 
 
 @torch.no_grad()
-def adapter_tensors(module: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """PEFT's name, as in its files, to whole tensor of every adapter, on the CPU. A collective."""
+def adapter_tensors(module: torch.nn.Module, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """PEFT's name, as in its files, to whole tensor of every adapter, on the CPU. A collective.
+
+    Args:
+        dtype: what they are cast to.
+    """
     adapters = {name: tensor for name, tensor in module.state_dict().items() if ".lora_" in name}
-    [dtype] = {tensor.dtype for tensor in adapters.values()}
     whole = _gathered(adapters.items(), dtype, compute_device(module))
     return {name.replace(".default", ""): tensor.cpu() for name, tensor in whole}
 

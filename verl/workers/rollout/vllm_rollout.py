@@ -103,7 +103,7 @@ class VLLMRollout:
         [names] = self.llm.apply_model(_note_what_is_loaded)
         self.kept: set[str] = names
         """parameters that the engine keeps as it is sent them, as far as it has shown yet"""
-        self.sent_before = False
+        self.sent_before = self.has_weights = False
 
     def load_weights(self, named_tensors: Iterable[tuple[str, torch.Tensor]]) -> list[str]:
         """Replace the engine's weights, and forget what it cached under the old ones. Consumes the iterator whole.
@@ -115,6 +115,7 @@ class VLLMRollout:
         if not self.on_gpu:
             self.llm.apply_model(vllm_env.repack_head)
         self.llm.reset_prefix_cache()
+        self.has_weights = True
         [missing] = self.llm.apply_model(_not_loaded)
         return missing
 
@@ -154,9 +155,10 @@ class VLLMRollout:
         self.llm.reset_prefix_cache()
 
     def sleep(self) -> None:
-        """Give the engine's GPU memory back until ``wake_up``; frozen weights wait in CPU memory. On CPU it is none."""
+        """Give the engine's GPU memory back until ``wake_up``, which finds no weights in it. On CPU it is none."""
         if self.on_gpu:
-            self.llm.sleep(level=1 if self.takes_adapters else 2)
+            self.llm.sleep(level=2)
+            self.has_weights = False
 
     def wake_up(self, tag: str) -> None:
         """Take GPU memory again for ``weights`` or for the ``kv_cache``."""

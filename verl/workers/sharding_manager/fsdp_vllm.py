@@ -59,7 +59,6 @@ class FSDPVLLMShardingManager:
     ) -> None:
         self.module, self.rollout, self.score = module, rollout, score
         self.dtype, self.tolerance = dtype, tolerance
-        self.base_is_there = False
         self.syncs = self.synced_bytes = 0
         generator = torch.Generator().manual_seed(0)
         length = min(FINGERPRINT_TOKENS, max_model_len - 1)  # the engine samples one token behind it
@@ -90,14 +89,17 @@ class FSDPVLLMShardingManager:
         self.rollout.sleep()
 
     def _load(self) -> None:
-        """All weights or, where the engine takes adapters, the frozen ones once and the adapters every time."""
+        """All weights or, where the engine takes adapters, the frozen ones if they are gone, and the adapters.
+
+        An engine that slept gets the frozen ones from the actor again: from GPU to GPU they are there sooner than from
+        the memory of the host, which would have to hold them.
+        """
         if not self.rollout.takes_adapters:
             self._load_weights(exported_tensors(self.module, self.dtype))
             return
-        if not self.base_is_there:
+        if not self.rollout.has_weights:
             self._load_weights(base_tensors(self.module, self.dtype))
-            self.base_is_there = True
-        adapters = adapter_tensors(self.module)
+        adapters = adapter_tensors(self.module, self.dtype)
         self.synced_bytes += sum(tensor.nbytes for tensor in adapters.values())
         self.rollout.load_adapter(self.module.peft_config["default"], adapters)
 
