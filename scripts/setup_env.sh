@@ -84,8 +84,8 @@ _rule_setup() {
     fi
     # Writing bytecode is what makes every start after the first one fast.
     unset PYTHONDONTWRITEBYTECODE
-    # Threads that spin while they wait starve the other processes of a small machine.
-    export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE}
+    # Threads that spin for more than a moment while they wait starve the other processes of a small machine.
+    export OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-PASSIVE} GOMP_SPINCOUNT=${GOMP_SPINCOUNT:-20000}
     export PYTHONPATH=$_rule_root${PYTHONPATH:+:$PYTHONPATH}
 }
 

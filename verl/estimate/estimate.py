@@ -219,11 +219,14 @@ class _Estimator:
         return shape.parameters * bytes_of(rollout.dtype) // rollout.tensor_parallel_size
 
     def _sync_bytes(self) -> int:
-        """What each step's weight sync gathers on a rank: all weights in the engine's type, or adapters in fp32."""
+        """What each step's weight sync gathers on a rank, in the engine's type: all weights, and adapters beside them.
+
+        An engine that takes adapters keeps the frozen weights where it does not sleep, on a CPU.
+        """
         actor, rollout = self.roles["actor"], self.config.worker.rollout
-        if actor.adapters and rollout.lora_weights == "adapter":
-            return actor.adapters * bytes_of("fp32")
-        return actor.shape.parameters * bytes_of(rollout.dtype)
+        apart = bool(actor.adapters) and rollout.lora_weights == "adapter"
+        weights = actor.shape.parameters if self.on_gpu or not apart else 0
+        return (weights + apart * actor.adapters) * bytes_of(rollout.dtype)
 
     def _kv_cache(self) -> int:
         return whole_variable("VLLM_CPU_KVCACHE_SPACE", 1) * GIB
@@ -274,8 +277,6 @@ class _Estimator:
     def _update(self, name: str) -> Parts:
         """The fullest moment: at the head, behind it, in the last layer, at the embedding, in the optimiser."""
         role, micro = self.roles[name], self._micro(name, update=True)
-        if role.held:
-            role = replace(role, full_shard=False, deferred=True)
         base = self._resident(name, updating=True)
         saved = saved_activations(role, micro.tokens, on_gpu=self.on_gpu)
         working = working_activations(role, micro.tokens, on_gpu=self.on_gpu)
@@ -291,7 +292,7 @@ class _Estimator:
                 logits += (micro.golds + micro.responses) * role.shape.vocab * role.compute
         share = role.trained / role.parameters
         reduced = 0 if role.unsharded else role.reduce / role.compute
-        end_gathered = role.end if role.shape.tied and not role.unsharded else 0
+        end_gathered = role.gathered if role.unsharded else role.end if role.shape.tied else 0
         layer = int(role.layer * share * (1 + reduced))
         # Weights are freed before their gradient is reduced. Of one gradient for both ends the two parts and their sum
         # are there at once.
@@ -313,7 +314,8 @@ class _Estimator:
             {"gradients": role.gradients, "activations": self._scratch(role)},
         ]
         if not role.shape.tied:
-            behind = {"gathered": 0 if role.unsharded else role.end, "activations": saved, "logits": logits // 2}
+            gathered = role.gathered if role.unsharded else role.end
+            behind = {"gathered": gathered, "activations": saved, "logits": logits // 2}
             moments.append(held | behind | {"unsharded gradients": end + whole})
         worst = max(moments, key=_sum)
         return base | worst | {"gathered": base["gathered"] + worst.get("gathered", 0)}

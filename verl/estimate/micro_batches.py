@@ -30,9 +30,9 @@ PHASES = {
 """phases of a step that run in micro-batches of this size"""
 GPU_SHARE = 0.75
 """of a GPU's memory; the rest is for what the model leaves out: CUDA's context, NCCL, fragmentation, its own errors"""
-CPU_TOKENS = 2048
-"""of a CPU's micro-batch. A pass over the weights (reading them, adding up their gradients) costs as much as the
-arithmetic of about fifty tokens, so that more tokens gain little, and their activations leave the cache: measured in
+CPU_TOKENS = 4096
+"""that a CPU's micro-batch computes, a prompt once for its samples. A pass over the weights costs as much as the
+arithmetic of fifty tokens in fp32 and of several hundred in bf16, so that more tokens gain little: measured in
 docs/performance.md"""
 CPU_ACTIVATIONS = GIB
 """what they may take in any case; beyond it, no more than weights, gradients and moments do"""
@@ -59,8 +59,7 @@ def with_micro_batches(config: "PPOConfig", shapes: Mapping[str, ModelShape] | N
         if shapes is None or (memory is not None and not settings.padding_free):
             found = UNKNOWN[size]
         elif memory is None:
-            length = config.data.max_prompt_length + config.data.max_response_length
-            found = _cpu_tokens(config, role, shapes) // length
+            found = _cpu_samples(config, role, shapes)
         else:
             found = _largest_that_fits(config, role, size, shapes, memory)
         config = _with(config, role, size, max(1, min(found, share)))
@@ -90,16 +89,19 @@ def _with(config: "PPOConfig", role: str, size: str, samples: int) -> "PPOConfig
     return replace(config, worker=replace(config.worker, **{role: settings}))
 
 
-def _cpu_tokens(config: "PPOConfig", role: str, shapes: Mapping[str, ModelShape]) -> int:
-    """Tokens of a micro-batch of either kind: a pass without gradients needs less memory, and no other size."""
+def _cpu_samples(config: "PPOConfig", role: str, shapes: Mapping[str, ModelShape]) -> int:
+    """Samples of a micro-batch of either kind: a pass without gradients needs less memory, and no other size."""
     settings: BatchConfig = getattr(config.worker, role)
-    shape = shapes.get(role, shapes["actor"])
+    shape, data = shapes.get(role, shapes["actor"]), config.data
     cpu = Hardware("", None, 1.0, 1.0, 1.0)
     trained = role_of(shape, settings.fsdp, settings.offload, 1, batch=settings, lora=settings.model.lora, hardware=cpu)
-    # Any token may be one of a response, with its logits and their gradient.
-    a_token = saved_activations(trained, 1, on_gpu=False) + 2 * shape.vocab * bytes_of(settings.fsdp.mp_param_dtype)
+    sharing = config.worker.rollout.n if settings.shares_prompts else 1
+    tokens = data.max_prompt_length / sharing + data.max_response_length
+    # Responses have logits and their gradients.
+    logits = 2 * shape.vocab * bytes_of(settings.fsdp.mp_param_dtype) * data.max_response_length
+    a_sample = saved_activations(trained, 1, on_gpu=False) * tokens + logits
     room = max(CPU_ACTIVATIONS, trained.weights + trained.gradients + trained.optimizer)
-    return min(CPU_TOKENS, room // a_token)
+    return int(min(CPU_TOKENS / tokens, room / a_sample))
 
 
 def _largest_that_fits(config: "PPOConfig", role: str, size: str, shapes: Mapping[str, ModelShape], memory: int) -> int:

@@ -45,9 +45,9 @@ class Role:
     on_host: bool
     """weights, gradients and optimiser state always lie in CPU memory"""
     unsharded: bool = False
-    """one rank has the module as it is (``fsdp.shard``)"""
-    held: bool = False
-    """one rank on a CPU holds weights and gradients between the passes of a mini-batch (``fsdp.held``)"""
+    """one rank has the module whole (``fsdp.shard``)"""
+    cast: int = 0
+    """its parameters of which a pass has copies in the type of the arithmetic (``models.casting``)"""
     borrowed: bool = False
     """the weights are the actor's"""
 
@@ -101,7 +101,7 @@ class Role:
     def gathered(self) -> int:
         """Gathered weights during a forward pass."""
         if self.unsharded:
-            return 0
+            return self.cast * self.compute
         if not self.full_shard:
             return self.outer + self.shape.layers * self.layer
         if self.shape.tied:
@@ -138,8 +138,9 @@ def role_of(
     trained_in = "fp32" if adapters else kept
     parameters = shape.parameters + adapters - (0 if heads else shape.vocab * shape.hidden * (not shape.tied))
     gpu = hardware.memory is not None
-    types = {bytes_of(kept), compute, *([BYTES[fsdp.mp_reduce_dtype]] if batch else [])}
-    unsharded = world == 1 and not adapters and len(types) == 1 and not (gpu and fsdp.enable_cpu_offload)
+    cast = parameters if bytes_of(kept) != compute else adapters if bytes_of(trained_in) != compute else 0
+    summed = batch is None or bytes_of(trained_in) == BYTES[fsdp.mp_reduce_dtype]
+    unsharded = world == 1 and summed and not (gpu and (cast or fsdp.enable_cpu_offload))
     return Role(
         shape=shape,
         ranks=world if fsdp.fsdp_size == -1 else fsdp.fsdp_size,
@@ -159,7 +160,7 @@ def role_of(
         optimizer_away=gpu and offload.offload_optimizer,
         on_host=gpu and fsdp.enable_cpu_offload,
         unsharded=unsharded,
-        held=world == 1 and not gpu and not unsharded,
+        cast=cast,
     )
 
 

@@ -22,6 +22,7 @@ from transformers import PretrainedConfig
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from ..utils.errors import ConfigError
+from .short_rows import attend_short_rows, rows_are_short
 from .ulysses import SequenceParallel
 
 PACKED = "packed"
@@ -333,12 +334,14 @@ def _attend(
             causal attention of rows over themselves.
     """
     q, k, v = (tensor.transpose(1, 2) for tensor in (q, k, v))
-    if (groups := q.shape[1] // k.shape[1]) > 1:
-        k, v = (tensor.repeat_interleave(groups, dim=1) for tensor in (k, v))
     mask = None
     if distance is not None:
         mask = distance >= 0 if scoring.window is None else (distance >= 0) & (distance < scoring.window)
         mask = mask.unsqueeze(1) if mask.dim() == 3 else mask  # alike for all heads
+    if rows_are_short(k) and scoring.softcap is None and not scoring.dropout:
+        return attend_short_rows(q, k, v, mask, scoring.scale).transpose(1, 2)
+    if (groups := q.shape[1] // k.shape[1]) > 1:
+        k, v = (tensor.repeat_interleave(groups, dim=1) for tensor in (k, v))
     if scoring.softcap is not None:
         output = _capped_attention(q, k, v, mask, scoring)
     else:

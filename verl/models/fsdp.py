@@ -2,7 +2,7 @@
 
 import math
 from collections.abc import Iterable, Iterator, MutableMapping, Sequence
-from dataclasses import replace
+from contextlib import nullcontext
 from typing import Any, TypeVar
 
 import torch
@@ -13,6 +13,7 @@ from torch.distributed.tensor import DTensor
 from torch.utils.weak import WeakIdKeyDictionary
 
 from ..config.worker import FSDPConfig
+from .casting import cast_in_passes, casting_of
 
 Micro = TypeVar("Micro")
 REDUCE_DTYPES = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -30,21 +31,25 @@ def build_mesh(device_type: str, fsdp_size: int) -> DeviceMesh:
 def shard(module: torch.nn.Module, config: FSDPConfig, mesh: DeviceMesh, param_dtype: torch.dtype) -> None:
     """Shard every transformer layer, embedding and head, then what is left, in place.
 
-    A single rank that computes, and adds up gradients, in the type that its weights are kept in has nothing to gather,
-    cast or reduce: its module stays as it is, which spares it half a dozen copies of all weights a micro-batch.
+    A single rank that adds up gradients in the type of their weights has nothing to gather or reduce: its module stays
+    whole, which spares it half a dozen copies of all weights a micro-batch. What it computes in another type it casts
+    itself on a CPU; on a GPU, where copies take no time and memory is short, FSDP does that layer by layer.
     """
-    offloads = config.enable_cpu_offload and mesh.device_type != "cpu"
-    types = {param_dtype, *(param.dtype for param in module.parameters())}
-    if any(param.requires_grad for param in module.parameters()):
-        types.add(REDUCE_DTYPES[config.mp_reduce_dtype])
-    if mesh.size() == 1 and len(types) == 1 and not offloads:
+    on_cpu = mesh.device_type == "cpu"
+    alike = all(param.dtype == param_dtype for param in module.parameters())
+    summed = {param.dtype for param in module.parameters() if param.requires_grad} <= {
+        REDUCE_DTYPES[config.mp_reduce_dtype]
+    }
+    if mesh.size() == 1 and summed and (on_cpu or (alike and not config.enable_cpu_offload)):
+        if not alike:
+            cast_in_passes(module, param_dtype)
         return
     options: dict[str, Any] = {
         "mesh": mesh,
         "reshard_after_forward": config.enable_full_shard,
         "mp_policy": MixedPrecisionPolicy(param_dtype=param_dtype, reduce_dtype=REDUCE_DTYPES[config.mp_reduce_dtype]),
     }
-    if offloads:
+    if config.enable_cpu_offload and not on_cpu:
         options["offload_policy"] = CPUOffloadPolicy()
     layers = set(getattr(module, "_no_split_modules", None) or ())
     for part in [*(part for part in module.modules() if type(part).__name__ in layers), *_ends(module)]:
@@ -105,22 +110,14 @@ def hold_gradients(module: FSDPModule, config: FSDPConfig, *, last: bool) -> Non
 
 
 def held(module: torch.nn.Module, config: FSDPConfig, micros: Sequence[Micro]) -> Iterator[Micro]:
-    """The micro-batches of a mini-batch, with gradients and weights held between their passes where that pays.
-
-    Gradients are, by ``defer_gradient_reduction``. A single rank on a CPU holds both unasked: it has whole gradients
-    anyway, and casting all weights twice a micro-batch takes as long as the arithmetic of hundreds of tokens.
-    """
-    sharded = isinstance(module, FSDPModule)
-    alone = sharded and dist.get_world_size() == 1 and compute_device(module).type == "cpu"
-    holding = replace(config, enable_full_shard=False, defer_gradient_reduction=True) if alone else config
-    if alone:
-        module.set_reshard_after_forward(False)
-    for number, micro in enumerate(micros, 1):
-        if sharded and holding.defer_gradient_reduction:
-            hold_gradients(module, holding, last=number == len(micros))
-        yield micro
-    if alone:  # behind a pass without gradients comes none that would give the weights back
-        module.set_reshard_after_forward(config.enable_full_shard)
+    """The micro-batches of a mini-batch, with what their passes share held between them: whole gradients by
+    ``defer_gradient_reduction``, and the copies that a rank alone computes with."""
+    casting = casting_of(module)
+    with nullcontext() if casting is None else casting.entered(module):
+        for number, micro in enumerate(micros, 1):
+            if isinstance(module, FSDPModule) and config.defer_gradient_reduction:
+                hold_gradients(module, config, last=number == len(micros))
+            yield micro
 
 
 def clip_grad_norm(parameters: list[torch.nn.Parameter], max_norm: float) -> float:

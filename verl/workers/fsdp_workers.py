@@ -110,7 +110,7 @@ class FSDPWorker:
         disable_progress_bar()
         # Before the meter starts: libraries do not count as memory of the run.
         vllm_env.load(log_stats=not self.config.worker.rollout.disable_log_stats)
-        self.memory = MemoryMeter(on_gpu=self.on_gpu)
+        self.memory = MemoryMeter(on_gpu=self.on_gpu, alone=dist.get_world_size() == 1)
         worker = self.config.worker
         model = worker.actor.model
         self.tokenizer = get_tokenizer(

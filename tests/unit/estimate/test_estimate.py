@@ -349,12 +349,13 @@ def found(config, shapes, memory):
 
 
 def test_micro_batches_of_a_cpu_have_the_tokens_that_amortise_a_pass_over_the_weights(config_of):
-    shapes = {"actor": SHAPE}
-    assert found(config_of(*AUTO, *LENGTHS), shapes, None) == (CPU_TOKENS // 128,) * 2
+    shapes, apart = {"actor": SHAPE}, "worker.actor.share_prompts=false"
+    assert found(config_of(*AUTO, *LENGTHS, apart), shapes, None) == (CPU_TOKENS // (96 + 32),) * 2
+    assert found(config_of(*AUTO, *LENGTHS, "worker.rollout.n=8"), shapes, None) == (CPU_TOKENS // (96 // 8 + 32),) * 2
     # A rank's share: 8 prompts of 2 samples are updated at once, 32 scored, by 2 ranks.
     few = config_of(*AUTO, *LENGTHS, "worker.rollout.n=2", "worker.actor.global_batch_size=8")
-    assert found(few, shapes, None) == (8, 16)
-    assert found(config_of(*AUTO, "data.max_prompt_length=4096"), shapes, None) == (1, 1)
+    assert found(few, shapes, None) == (8, 32)
+    assert found(config_of(*AUTO, "data.max_prompt_length=4096", apart), shapes, None) == (1, 1)
 
 
 def test_micro_batches_of_a_gpu_are_the_largest_power_of_two_that_fits(config_of):
@@ -386,9 +387,10 @@ def test_numbers_that_are_given_stay(config_of):
 
 
 def test_the_dry_run_says_which_micro_batches_it_found(config_of):
-    config = with_micro_batches(config_of(*AUTO, *LENGTHS), {"actor": SHAPE}, None)
+    apart = "worker.actor.share_prompts=false"
+    config = with_micro_batches(config_of(*AUTO, *LENGTHS, apart), {"actor": SHAPE}, None)
     [line] = lines_of(config)
-    assert line == "micro-batches, actor   16 samples (update) and 16 (experience), 2048 and 2048 tokens"
+    assert line == "micro-batches, actor   32 samples (update) and 32 (experience), 4096 and 4096 tokens"
 
 
 @pytest.mark.parametrize("word", ["all", "0", "-1", "1.5", "2k"])

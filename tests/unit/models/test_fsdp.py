@@ -1,12 +1,12 @@
-"""What a single rank is spared: sharding where no type differs, casts and reductions between passes where one does."""
+"""What a single rank is spared: sharding, since it can cast by itself."""
 
+import gc
 from types import SimpleNamespace
 
 import pytest
 import torch
 import torch.distributed as dist
-from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.distributed.tensor import DTensor
+from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 
 from tests.conftest import tiny_llama
 from verl.config.worker import FSDPConfig, OptimConfig
@@ -41,7 +41,7 @@ def sharded(param_dtype: torch.dtype, *, kept: torch.dtype = FP32, trained: bool
     [
         (1, {"param_dtype": FP32}, True),
         (2, {"param_dtype": FP32}, False),
-        (1, {"param_dtype": BF16}, False),  # weights are cast
+        (1, {"param_dtype": BF16}, True),  # weights are cast without FSDP
         (1, {"param_dtype": BF16, "kept": BF16}, False),  # gradients are, where they are reduced
         (1, {"param_dtype": BF16, "kept": BF16, "trained": False}, True),  # a reference has none
         (1, {"param_dtype": FP32, "mp_reduce_dtype": "bf16"}, False),
@@ -54,31 +54,46 @@ def test_a_rank_alone_keeps_its_module_whole_where_no_type_differs(ranks, count,
 
 
 def gradients(module: torch.nn.Module, *, holding: bool) -> list[torch.Tensor]:
-    """Of two micro-batches; and whether weights lie gathered behind each."""
-    micros, kept = list(IDS.split(1)), []
-    for micro in fsdp.held(module, FSDPConfig(), micros) if holding else micros:
+    """Of two micro-batches, with gradient checkpointing, whose second forward pass is within the backward pass."""
+    module.train()
+    module.gradient_checkpointing_enable({"use_reentrant": False})
+    for micro in fsdp.held(module, FSDPConfig(), IDS.split(1)) if holding else IDS.split(1):
         module(micro, labels=micro).loss.backward()
-        kept.append(not isinstance(next(module.parameters()), DTensor))
-    assert kept == ([True, False] if holding else [False, False])
     return [fsdp.local_shard(param.grad) for param in module.parameters()]
 
 
-def test_what_a_rank_alone_holds_between_passes_changes_no_bit(ranks):
+def test_a_rank_alone_casts_as_fsdp_does(ranks):
     ranks(1)
-    plain, held = (gradients(sharded(BF16), holding=holding) for holding in (False, True))
-    assert all(torch.equal(one, other) for one, other in zip(plain, held, strict=True))
-    module = sharded(BF16)
-    gradients(module, holding=True)
+    alone, reference = sharded(BF16), sharded_alone(BF16)
     with torch.no_grad():
-        module(IDS)
-    assert isinstance(module.model.layers[0].mlp.up_proj.weight, DTensor)  # given back behind a pass without gradients
+        logits, expected = (module(IDS).logits for module in (alone, reference))
+    assert logits.dtype == BF16 and torch.equal(logits, expected)
+    cast, by_fsdp = gradients(alone, holding=True), gradients(reference, holding=False)
+    assert {one.dtype for one in cast} == {FP32}
+    assert all(torch.equal(one, other) for one, other in zip(cast, by_fsdp, strict=True))
 
 
-def sharded_alone() -> torch.nn.Module:
-    """What a rank alone has where types differ, here without."""
-    module = tiny_llama(tie_word_embeddings=True)
+def test_weights_are_back_in_their_places_behind_a_pass_and_behind_one_that_fails(ranks):
+    ranks(1)
+    module = sharded(BF16)
+    before = list(module.parameters())
+    module(IDS, labels=IDS).loss.backward()
+    assert {weight.grad.dtype for weight in before} == {FP32}
+    with pytest.raises(IndexError):
+        module(IDS + 10**6)
+    with pytest.raises(ValueError, match="a loss"):
+        for _ in fsdp.held(module, FSDPConfig(), [IDS]):
+            raise ValueError("a loss")
+    gc.collect()
+    assert all(one is other for one, other in zip(module.parameters(), before, strict=True))
+    assert module.lm_head.weight is module.model.embed_tokens.weight
+
+
+def sharded_alone(param_dtype: torch.dtype = FP32) -> torch.nn.Module:
+    """What a rank alone would have from FSDP."""
+    module, cast = tiny_llama(tie_word_embeddings=True), MixedPrecisionPolicy(param_dtype, FP32)
     for part in [*module.model.layers, module]:
-        fully_shard(part, mesh=fsdp.build_mesh("cpu", -1))
+        fully_shard(part, mesh=fsdp.build_mesh("cpu", -1), mp_policy=cast)
     return module
 
 
