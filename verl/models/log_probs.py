@@ -4,7 +4,7 @@ Shapes: n tokens, V vocabulary, r rows at a time.
 """
 
 from collections.abc import Callable, Iterator
-from functools import cache, partial
+from functools import cache
 from typing import Any
 
 import torch
@@ -34,7 +34,7 @@ class _LogProbs(torch.autograd.Function):
         log_probs_n, entropy_n, lse_n = (
             torch.empty(len(labels_n), dtype=torch.float32, device=logits_nV.device) for _ in range(3)
         )
-        run = _compiled(_rows_forward) if compiled else partial(_rows_forward, work=_work(logits_nV, 2))
+        run = _compiled(_rows_forward) if compiled else _rows_forward
         for rows in _rows(logits_nV):
             log_probs_n[rows], entropy_n[rows], lse_n[rows] = run(logits_nV[rows], labels_n[rows])
         ctx.save_for_backward(logits_nV, labels_n, lse_n)
@@ -46,50 +46,31 @@ class _LogProbs(torch.autograd.Function):
     def backward(ctx: Any, gradient_n: torch.Tensor, _: Any) -> tuple[torch.Tensor, None, None]:
         logits_nV, labels_n, lse_n = ctx.saved_tensors
         gradient_nV = torch.empty_like(logits_nV)
-        run = _compiled(_rows_backward) if ctx.compiled else partial(_rows_backward, work=_work(logits_nV, 1))
+        run = _compiled(_rows_backward) if ctx.compiled else _rows_backward
         for rows in _rows(logits_nV):
             gradient_nV[rows] = run(logits_nV[rows], labels_n[rows], lse_n[rows], gradient_n[rows])
         return gradient_nV, None, None
 
 
-def _rows_forward(
-    logits_rV: torch.Tensor, labels_r: torch.Tensor, work: list[torch.Tensor] | None = None
-) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """log p(label), H = - sum_v p_v log p_v, and the logarithm of the sum of exp(logits); ``work`` is ``_work``'s."""
-    below_rV = _in_fp32(logits_rV, work)
-    highest_r = below_rV.amax(-1)
-    below_rV.sub_(highest_r[:, None])
-    exp_rV = below_rV.exp() if work is None else torch.exp(below_rV, out=work[1][: len(below_rV)])
+def _rows_forward(logits_rV: torch.Tensor, labels_r: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """log p(label), H = - sum_v p_v log p_v, and the logarithm of the sum of exp(logits)."""
+    logits_rV = logits_rV.float()
+    highest_r = logits_rV.amax(-1)
+    below_rV = logits_rV - highest_r[:, None]
+    exp_rV = below_rV.exp()
     sum_r = exp_rV.sum(-1)
-    log_sum_r = sum_r.log()
+    lse_r = sum_r.log() + highest_r
     # p = exp / sum and log p = below - log sum, so both sums need one exponential alone.
-    entropy_r = log_sum_r - exp_rV.mul_(below_rV).sum(-1) / sum_r
-    return below_rV.gather(-1, labels_r[:, None]).squeeze(-1) - log_sum_r, entropy_r, log_sum_r + highest_r
+    entropy_r = sum_r.log() - exp_rV.mul_(below_rV).sum(-1) / sum_r
+    return logits_rV.gather(-1, labels_r[:, None]).squeeze(-1) - lse_r, entropy_r, lse_r
 
 
 def _rows_backward(
-    logits_rV: torch.Tensor,
-    labels_r: torch.Tensor,
-    lse_r: torch.Tensor,
-    gradient_r: torch.Tensor,
-    work: list[torch.Tensor] | None = None,
+    logits_rV: torch.Tensor, labels_r: torch.Tensor, lse_r: torch.Tensor, gradient_r: torch.Tensor
 ) -> torch.Tensor:
     """d log p(label) / d z_v = [v is the label] - p_v."""
-    gradient_rV = _in_fp32(logits_rV, work).sub_(lse_r[:, None]).exp_().mul_(-gradient_r[:, None])
+    gradient_rV = (logits_rV.float() - lse_r[:, None]).exp_().mul_(-gradient_r[:, None])
     return gradient_rV.scatter_add_(-1, labels_r[:, None], gradient_r[:, None])
-
-
-def _work(logits_nV: torch.Tensor, count: int) -> list[torch.Tensor]:
-    """Memory for the rows in work, the same for all: what is allocated anew for each comes from outside the cache."""
-    first = next(_rows(logits_nV), slice(0, 0))
-    return [logits_nV.new_empty(logits_nV[first].shape, dtype=torch.float32) for _ in range(count)]
-
-
-def _in_fp32(logits_rV: torch.Tensor, work: list[torch.Tensor] | None) -> torch.Tensor:
-    """A copy, in the first of ``work`` where there is any."""
-    if work is None:
-        return logits_rV.to(torch.float32, copy=True)
-    return work[0][: len(logits_rV)].copy_(logits_rV)
 
 
 def _rows(logits_nV: torch.Tensor) -> Iterator[slice]:

@@ -20,22 +20,23 @@ M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of malloc.h
 
 def resident_bytes() -> int:
     """Resident memory of this process now; where there is no /proc, its peak."""
-    return _status("VmRSS") or peak_resident_bytes()
+    return _proc("self/status", "VmRSS") or peak_resident_bytes()
 
 
 def peak_resident_bytes() -> int:
     """Largest resident memory of this process since it started or since ``reset_peak``."""
-    if peak := _status("VmHWM"):
+    if peak := _proc("self/status", "VmHWM"):
         return peak
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak if sys.platform == "darwin" else peak * 1024
 
 
-def _status(field: str) -> int:
-    status = Path("/proc/self/status")
-    if not status.exists():
+def _proc(file: str, field: str) -> int:
+    """Bytes that a field of a file in /proc says; 0 where there is no /proc."""
+    path = Path("/proc", file)
+    if not path.exists():
         return 0
-    line = next(line for line in status.read_text().splitlines() if line.startswith(f"{field}:"))
+    line = next(line for line in path.read_text().splitlines() if line.startswith(f"{field}:"))
     return int(line.split()[1]) * 1024
 
 
@@ -46,13 +47,9 @@ def reset_peak() -> None:
 
 
 def memory_is_short() -> bool:
-    """Whether less than a quarter of the machine's memory is free for others."""
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.exists():
-        return True
-    sizes = dict(line.split(":") for line in meminfo.read_text().splitlines())
-    total, available = (int(sizes[name].split()[0]) for name in ("MemTotal", "MemAvailable"))
-    return available < total / 4
+    """Whether no more than a quarter of the machine's memory is free for others, as far as /proc says."""
+    total, available = (_proc("meminfo", field) for field in ("MemTotal", "MemAvailable"))
+    return available <= total / 4
 
 
 def trim() -> None:
