@@ -228,7 +228,7 @@ class FSDPWorker:
     def _build_rollout(self) -> None:
         from ..models.build import resolve_dtype
         from .rollout.vllm_rollout import VLLMRollout
-        from .sharding_manager.fsdp_vllm import FSDPVLLMShardingManager, default_tolerance
+        from .sharding_manager.fsdp_vllm import FSDPVLLMShardingManager, rounding
 
         data, settings, model = self.config.data, self.config.worker.rollout, self.config.worker.actor.model
         prompts = max(data.rollout_batch_size * settings.n, data.val_batch_size * self.config.val_rollout("n"))
@@ -254,7 +254,8 @@ class FSDPWorker:
             rollout,
             score=self.actor.score_tokens,
             dtype=dtypes[0],
-            tolerance=settings.sync_tolerance or default_tolerance(coarser, on_gpu=self.on_gpu),
+            rounding=rounding(coarser, on_gpu=self.on_gpu),
+            tolerance=settings.sync_tolerance,
             vocab_size=self.hf_config.get_text_config().vocab_size,
             max_model_len=max_model_len,
         )

@@ -1,13 +1,14 @@
 """The rollout without an engine: which scheduler is taken, and what tells weights apart."""
 
 import sys
+from contextlib import nullcontext
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 from verl.workers.rollout import vllm_rollout
-from verl.workers.sharding_manager.fsdp_vllm import default_tolerance
+from verl.workers.sharding_manager.fsdp_vllm import FSDPVLLMShardingManager, StaleWeightsError, rounding
 
 
 @pytest.mark.parametrize("version", ["0.31.4", "0.33.0", "0.320.1"])
@@ -35,5 +36,25 @@ def test_a_digest_changes_with_any_number_and_not_with_where_they_lie(shape, dty
 
 
 def test_what_arithmetic_explains_of_fp32_is_wider_on_gpus_alone():
-    assert [default_tolerance(torch.float32, on_gpu=on_gpu) for on_gpu in (False, True)] == [1e-3, 1e-2]
-    assert {default_tolerance(torch.bfloat16, on_gpu=on_gpu) for on_gpu in (False, True)} == {0.15}
+    assert [rounding(torch.float32, on_gpu=on_gpu) for on_gpu in (False, True)] == [1.5e-4, 1.5e-3]
+    assert {rounding(torch.bfloat16, on_gpu=on_gpu) for on_gpu in (False, True)} == {0.03}
+
+
+@pytest.mark.parametrize(
+    ("size", "off", "tolerance", "holds"),
+    [(14.0, 0.4, None, True), (14.0, 0.44, None, False), (5.0, 0.2, None, False), (14.0, 0.2, 0.1, False)],
+)
+def test_rounding_may_be_larger_where_log_probabilities_are(size, off, tolerance, holds):
+    engine = SimpleNamespace(teacher_forced_log_probs=lambda tokens: torch.full((len(tokens) - 1,), -size - off))
+    manager = FSDPVLLMShardingManager(
+        torch.nn.Identity(),
+        engine,
+        score=lambda tokens: torch.full((len(tokens) - 1,), -size),
+        dtype=torch.bfloat16,
+        rounding=rounding(torch.bfloat16, on_gpu=True),
+        tolerance=tolerance,
+        vocab_size=10,
+        max_model_len=8,
+    )
+    with nullcontext() if holds else pytest.raises(StaleWeightsError, match=f"actor's by {off}"):
+        manager.verify(manager.score(manager.tokens))

@@ -157,7 +157,13 @@ class VLLMRollout:
     def sleep(self) -> None:
         """Give the engine's GPU memory back until ``wake_up``, which finds no weights in it. On CPU it is none."""
         if self.on_gpu:
-            self.llm.sleep(level=2)
+            try:
+                self.llm.sleep(level=2)
+            except AssertionError as error:  # it measures what has become free, and has done its work by then
+                raise RuntimeError(
+                    f"vLLM: {error} Another process takes memory of this GPU; give the run one of its own "
+                    "(CUDA_VISIBLE_DEVICES)"
+                ) from error
             self.has_weights = False
 
     def wake_up(self, tag: str) -> None:

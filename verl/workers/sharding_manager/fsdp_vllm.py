@@ -15,9 +15,10 @@ from ...models.export import adapter_tensors, base_tensors, exported_tensors
 from ..rollout.vllm_rollout import VLLMRollout, digest
 
 FINGERPRINT_TOKENS = 32
-TOLERANCE = {torch.float32: 1e-3, torch.bfloat16: 0.15, torch.float16: 0.05}
-"""largest mean |difference| of log-probabilities (nats) that arithmetic alone explains, by the coarser side's type"""
-TF32_TOLERANCE = 1e-2
+ROUNDING = {torch.float32: 1.5e-4, torch.bfloat16: 0.03, torch.float16: 7e-3}
+"""largest mean |difference| of log-probabilities that arithmetic alone explains, by the coarser side's type, as a share
+of their mean size: errors of rounding grow with logits, and a trained model is far from a random text's tokens"""
+TF32_ROUNDING = 1.5e-3
 """the same of fp32 on a GPU, where vLLM's attention multiplies in TF32"""
 
 
@@ -29,9 +30,9 @@ class DivergedError(RuntimeError):
     """The actor's weights are no numbers any more."""
 
 
-def default_tolerance(dtype: torch.dtype, *, on_gpu: bool) -> float:
-    """See ``TOLERANCE``."""
-    return TF32_TOLERANCE if on_gpu and dtype == torch.float32 else TOLERANCE[dtype]
+def rounding(dtype: torch.dtype, *, on_gpu: bool) -> float:
+    """See ``ROUNDING``."""
+    return TF32_ROUNDING if on_gpu and dtype == torch.float32 else ROUNDING[dtype]
 
 
 class FSDPVLLMShardingManager:
@@ -42,7 +43,8 @@ class FSDPVLLMShardingManager:
     Args:
         score: the actor's log-probabilities of a token sequence, (len - 1,); a collective over the actor's ranks.
         dtype: type of the engine's weights.
-        tolerance: largest mean |difference| of log-probabilities (nats) between actor and engine.
+        rounding: see ``ROUNDING``.
+        tolerance: largest mean |difference| of log-probabilities (nats) between actor and engine, instead.
         vocab_size, max_model_len: bounds of the fixed text's tokens, and of their number.
     """
 
@@ -53,12 +55,13 @@ class FSDPVLLMShardingManager:
         *,
         score: Callable[[list[int]], torch.Tensor],
         dtype: torch.dtype,
-        tolerance: float,
+        rounding: float,
+        tolerance: float | None,
         vocab_size: int,
         max_model_len: int,
     ) -> None:
         self.module, self.rollout, self.score = module, rollout, score
-        self.dtype, self.tolerance = dtype, tolerance
+        self.dtype, self.rounding, self.tolerance = dtype, rounding, tolerance
         self.syncs = self.synced_bytes = 0
         generator = torch.Generator().manual_seed(0)
         length = min(FINGERPRINT_TOKENS, max_model_len - 1)  # the engine samples one token behind it
@@ -126,9 +129,10 @@ class FSDPVLLMShardingManager:
     def verify(self, expected: torch.Tensor) -> None:
         """Raise StaleWeightsError unless the engine scores the fixed text as the actor did."""
         difference = (self.rollout.teacher_forced_log_probs(self.tokens) - expected).abs().mean().item()
-        if not difference <= self.tolerance:
+        tolerance = self.tolerance or self.rounding * expected.abs().mean().item()
+        if not difference <= tolerance:
             raise StaleWeightsError(
                 f"after the weight sync vLLM's log-probabilities of a fixed text differ from the actor's by "
-                f"{difference:.3g} nats on average (worker.rollout.sync_tolerance: {self.tolerance}); the engine does "
+                f"{difference:.3g} nats on average (worker.rollout.sync_tolerance: {tolerance:.3g}); the engine does "
                 "not hold the actor's weights"
             )
