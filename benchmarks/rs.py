@@ -2,7 +2,8 @@
 
 Each load is a model with random weights (``loads.py``), and rows of questions and refusals in batches of eight, as RS's
 shipped files have them. In ``template`` every prompt opens with 22 tokens of the chat template's own, as SmolLM2's and
-Llama 3's do. All sides are processes that step in turns on all cores, in fp32; the first step warms up and is left out.
+Llama 3's do. All sides are processes that step in turns on all cores; the first step warms up and is left out. 135M is
+computed in bf16 where the machine is fast at it, with weights and optimiser in fp32 on all sides, and 3.5M in fp32.
 
 TRL's settings, the best documented ones that a CPU has: the whole batch in one pass (``per_device_train_batch_size``),
 loss of completions only, its fused head (the default: no logits where there is no loss), fused AdamW (default), SDPA
@@ -46,13 +47,14 @@ class Rows:
     response_tokens: tuple[int, int]
     opening: int = 0
     """tokens that the chat template writes before every prompt"""
+    precision: str = "auto"
 
 
 RULE, ATLAS = LOADS["rule"].shape, LOADS["fp32"].shape
 KINDS = {
     "135M": Rows(RULE, (34, 42), (12, 30)),
     "135M template": Rows(RULE, (34, 42), (12, 30), opening=22),
-    "3.5M": Rows(ATLAS, (8, 16), (8, 16)),
+    "3.5M": Rows(ATLAS, (8, 16), (8, 16), precision="fp32"),
 }
 
 
@@ -76,7 +78,7 @@ def tell(figures: dict[str, float]) -> None:
     print(MARK + json.dumps(figures), flush=True)
 
 
-def ours(folder: Path) -> None:
+def ours(folder: Path, precision: str) -> None:
     """Steps of RS, as its loop makes them."""
     from RS.config import RSConfig
     from RS.models.build import start_distributed
@@ -85,7 +87,7 @@ def ours(folder: Path) -> None:
     from verl.utils.tokenizer import get_tokenizer
 
     places = {"model": str(folder / "model"), "data": str(folder / "rows.json"), "output_dir": str(folder / "ours")}
-    config = RSConfig(**places, batch_size=BATCH, precision="fp32", num_train_epochs=1)
+    config = RSConfig(**places, batch_size=BATCH, precision=precision, num_train_epochs=1)
     tokenizer = get_tokenizer(config.model)
     examples = encode_side(read_side(config, "forget")[0], tokenizer, config, "forget")[0]
     trainer = RSTrainer(config, tokenizer, examples, None, start_distributed())
@@ -98,12 +100,15 @@ def ours(folder: Path) -> None:
         tell({"seconds": time.perf_counter() - begun, "tokens": tokens, "loss": loss})
 
 
-def trl(folder: Path, **settings: Any) -> None:
+def trl(folder: Path, precision: str, **settings: Any) -> None:
     """Steps of TRL's SFTTrainer over the same rows in the same order; a step's time has its batch's collation."""
+    import torch
     from datasets import Dataset
     from torch.utils.data import SequentialSampler
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
+
+    from verl.models.build import resolve_dtype
 
     begun = [0.0]
 
@@ -125,7 +130,7 @@ def trl(folder: Path, **settings: Any) -> None:
     config = {
         "output_dir": str(folder / "trl"),
         "use_cpu": True,
-        "bf16": False,
+        "bf16": resolve_dtype(precision) == torch.bfloat16,
         "gradient_checkpointing": False,
         "per_device_train_batch_size": BATCH,
         "num_train_epochs": 1,
@@ -146,10 +151,10 @@ def trl(folder: Path, **settings: Any) -> None:
     ).train()
 
 
-CHILDREN: dict[str, Callable[[Path], None]] = {
+CHILDREN: dict[str, Callable[[Path, str], None]] = {
     "ours": ours,
     "trl": trl,
-    "trl padding_free": lambda folder: trl(folder, padding_free=True),
+    "trl padding_free": lambda folder, precision: trl(folder, precision, padding_free=True),
 }
 
 
@@ -158,7 +163,7 @@ def measure(name: str, rows: Rows, steps: int) -> dict[str, list[float]]:
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place)
         write_files(folder, rows, steps + WARM_UP + 1)  # TRL waits behind its last step
-        sides = {side: start(side, folder) for side in SIDES}
+        sides = {side: start(side, folder, rows.precision) for side in SIDES}
         try:
             return tokens_a_second(sides, steps)
         finally:
@@ -180,8 +185,8 @@ def tokens_a_second(sides: dict[str, subprocess.Popen], steps: int) -> dict[str,
     return found
 
 
-def start(side: str, folder: Path) -> subprocess.Popen:
-    command = [sys.executable, __file__, side, str(folder)]
+def start(side: str, folder: Path, precision: str) -> subprocess.Popen:
+    command = [sys.executable, __file__, side, str(folder), precision]
     pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "stderr": subprocess.DEVNULL}
     return subprocess.Popen(command, text=True, cwd=ROOT, **pipes)
 
@@ -199,7 +204,7 @@ def main(argv: list[str]) -> None:
     show_help(argv, __doc__)
     if argv and argv[0] in CHILDREN:
         logging.disable(logging.WARNING)
-        CHILDREN[argv[0]](Path(argv[1]))
+        CHILDREN[argv[0]](Path(argv[1]), argv[2])
         return
     steps = QUICK_STEPS if "quick" in argv else STEPS
     kinds = [name for name in argv if name in KINDS] or list(KINDS)
