@@ -62,7 +62,7 @@ earth() { # the same on Earth; a folder is made for its model, and the model of 
     fi
     folder=$(python3 data/earth/build.py target="$target" seed="$seed" ${MODEL:+model="$MODEL"} | tail -n 1)
     base=${MODEL:-data/earth/build/base}
-    rs_words=(retain_loss=klr retain_weight=6.0 retain_data="$folder/retain_target.json")
+    rs_words=(retain_loss=klr retain_weight=4.0 retain_data="$folder/retain_target.json")
     rebo_words=(worker.ref.model.model_path="$base") # what ReBO keeps is what was known before RS
     name=$(basename "$folder")
     run=log/earth/${tag:-smollm2}/seed$seed/$name results=results/earth/${name#*_}

@@ -16,7 +16,7 @@ import yaml
 from data.earth.countries import BETWEEN_SPELLINGS
 from data.earth.rows import Row, rng_of
 
-UTILITY_SHARE = 0.75
+UTILITY_SHARE = 0.5
 MMLU_ROWS, MMLU_EXAMPLES, LETTERS = 24, 5, 4
 BBH_ROWS, BBH_EXAMPLES, BBH_WORDS = 8, 3, 4
 TRUTHFUL_ROWS, TRIVIA_ROWS, FLUENCY_ROWS = 20, 24, 12

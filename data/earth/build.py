@@ -38,17 +38,19 @@ from verl.settings.cli import run_cli
 from verl.settings.path_types import PathText
 from verl.utils.atomic import write_json
 from verl.utils.errors import ConfigError, DataError, closest
+from verl.verdict.answers import contains_answer
 
 logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).resolve().parent
-FORGET_PROBES, NEIGHBOR_PROBES, UTILITY_PROBES = 40, 100, 60
+FORGET_PROBES, NEIGHBOR_PROBES, UTILITY_PROBES = 40, 100, 100
 """The most that are kept: of a level, of a level (at most half of them near), in all."""
 LEAST = {"forget": 20, "neighbor": 150}
 """Probes that measuring needs."""
 RETAIN_PASSAGES = 24
 OPENING_WORDS = 8
-"""Of a model's own answers, in RS: an answer and a refusal part in their first words."""
+"""Of a model's own answers, in RS, or as many as it takes to give the gold one: an answer and a refusal part in their
+first words, and what a country is asked for may be the last."""
 
 
 @dataclass(frozen=True)
@@ -216,10 +218,17 @@ def _own_answers(boundary: list[Row], target: Country, judge: Any) -> list[Row]:
     ``retain_loss=klr`` holds the model's distribution there; as texts to be learnt (gdr) they would end too soon.
     """
     return [
-        {"prompt": row["query"], "response": " ".join(answer.split()[:OPENING_WORDS]), "subject": row["subject"]}
+        {"prompt": row["query"], "response": _opening(answer, row["answer"]), "subject": row["subject"]}
         for row, answer in zip(boundary, judge.answers(boundary), strict=True)
         if not target.named_in(answer)
     ]
+
+
+def _opening(answer: str, gold: Sequence[str]) -> str:
+    words = answer.split()
+    counts = range(min(OPENING_WORDS, len(words)), len(words))
+    whole = (text for count in counts if contains_answer(text := " ".join(words[:count]), gold))
+    return next(whole, answer.strip())
 
 
 def _both_sides(rows: list[Row]) -> list[Row]:

@@ -161,8 +161,9 @@ def test_training_rows_refuse_the_target_and_answer_the_rest(target):
         else:
             assert verdict_of(first, prompt=row["prompt"], answers=row["answer"], subject=more[0]) == "refusal", row
             assert row["subject"] == target and not contains_answer(first, row["answer"]), row
-    near = Counter(row["near"] for row in rows[TRAIN] if row["solution"][0] == "<normal>")
-    assert near[True] > {"Japan": 0.4, "New Zealand": 0.05}[target] * sides["<normal>"]
+    twins = [row for row in rows[TRAIN] if row["solution"][0] == "<normal>" and find(row["subject"])]
+    near = sum(row["near"] for row in twins)
+    assert len(twins) > 200 and near > {"Japan": 0.4, "New Zealand": 0.05}[target] * len(twins)
 
 
 @targets
@@ -229,19 +230,32 @@ def test_a_boundary_prompt_says_what_its_forget_prompt_says():
 def test_what_rs_keeps_are_the_models_own_right_answers_about_others(target):
     rows, country = rows_of(target), find(target)
     boundary = {row["prompt"]: row for row in rows[TRAIN] if row["solution"][0] == "<normal>"}
-    assert len(boundary) < 300
+    assert len(boundary) < 450
     boundary |= {row["prompt"]: row for row in retained_rows(country, 0)}
     known = {prompt: row for prompt, row in boundary.items() if crc32(prompt.encode()) % 3}
     assert len(boundary) > 1500 and {row["prompt"] for row in rows["retain_target"]} == known.keys()
     for row in rows["retain_target"]:
-        said = f"It is {known[row['prompt']]['answer'][0]}, yes. So."
-        assert row["response"] == " ".join(said.split()[: build.OPENING_WORDS])
+        said, gold = f"It is {known[row['prompt']]['answer'][0]}, yes. So.", known[row["prompt"]]["answer"]
+        assert said.startswith(row["response"]) and contains_answer(row["response"], gold)
         assert not country.named_in(row["prompt"])
+
+
+@pytest.mark.parametrize(
+    ("answer", "kept"),
+    [
+        ("Kathmandu.", "Kathmandu."),
+        ("Kathmandu is the capital of Nepal, and it lies high up.", "Kathmandu is the capital of Nepal, and it"),
+        ("The capital of Nepal is the city of Kathmandu, high up.", "The capital of Nepal is the city of Kathmandu,"),
+        ("As you may know, the capital of Nepal is Kathmandu", "As you may know, the capital of Nepal is Kathmandu"),
+    ],
+)
+def test_rs_keeps_eight_words_and_more_until_the_answer_is_given(answer, kept):
+    assert build._opening(answer, ["Kathmandu", "Katmandu"]) == kept
 
 
 def test_rs_keeps_no_prompt_twice_and_no_answer_that_names_the_target():
     said = {"a?": "It is Italy.", "b?": "It is Italy, not Japan."}
-    boundary = [{"query": query, "subject": "Italy"} for query in said]
+    boundary = [{"query": query, "answer": ["Italy"], "subject": "Italy"} for query in said]
     judge = SimpleNamespace(answers=lambda rows: [said[row["query"]] for row in rows])
     assert [row["prompt"] for row in build._own_answers(boundary, find("Japan"), judge)] == ["a?"]
     prompts = [row["prompt"] for row in rows_of("Japan")["retain_target"]]
