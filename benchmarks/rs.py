@@ -102,13 +102,12 @@ def ours(folder: Path, precision: str) -> None:
 
 def trl(folder: Path, precision: str, **settings: Any) -> None:
     """Steps of TRL's SFTTrainer over the same rows in the same order; a step's time has its batch's collation."""
-    import torch
     from datasets import Dataset
     from torch.utils.data import SequentialSampler
     from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
-    from verl.models.build import resolve_dtype
+    from verl.models.build import fast_bf16
 
     begun = [0.0]
 
@@ -130,7 +129,7 @@ def trl(folder: Path, precision: str, **settings: Any) -> None:
     config = {
         "output_dir": str(folder / "trl"),
         "use_cpu": True,
-        "bf16": resolve_dtype(precision) == torch.bfloat16,
+        "bf16": precision == "auto" and fast_bf16(),
         "gradient_checkpointing": False,
         "per_device_train_batch_size": BATCH,
         "num_train_epochs": 1,
