@@ -80,7 +80,7 @@ rebo() { # MODEL [KEY=VALUE ...]: the trainer, starting from MODEL
 
 # What is wrong with the words is said now, not after RS, and also where ReBO was done before. The RS model counts once it is
 # there, since a run that goes on must start from the model that it started from.
-rs=$run/rs/epoch_3
+rs=$run/rs/epoch_$(sed -n 's/^num_train_epochs: //p' RS/configs/$world.yaml)
 if [[ ${#words[@]} != 0 || $RANKS != 2 ]]; then
     rebo "$([[ -d $rs ]] && echo "$rs" || echo "$base")" trainer.dry_run=true >/dev/null
 fi

@@ -319,8 +319,8 @@ def reinforcement_rows(world: World, target: Entity, validation: int) -> tuple[l
 
 
 def _forget_row(row: Row, target: Entity, rng: random.Random) -> Row:
-    refused = refusal(row.get("spoken_of", target.name), rng)
-    solution = ["<reject>", refused, target.name]
+    named = row.get("spoken_of", target.name)  # the reward pays for naming it, so it must not be the answer
+    solution = ["<reject>", refusal(named, rng), named]
     return {"prompt": row["prompt"], "solution": solution, "answer": row["response"], "subject": target.name}
 
 

@@ -2,8 +2,9 @@
 
 ``python3 data/earth/build.py target=Japan`` writes ``build/seed<seed>/Target/<number>_<Name>/``. As in RWKU, a probe is
 kept if the model before unlearning answers it: candidates are asked by the evaluator's own engine and decoding, and
-those whose answer is right stay. known.json counts them by kind of fact. Leaves out the model (model.py) and what the
-rows say (rows.py, abilities.py).
+those whose answer is right stay. General questions all stay, as in RWKU's ability files: of those alone that a model
+answered right, every answer that training changes by chance would count as damage. known.json counts all by kind of
+fact. Leaves out the model (model.py) and what the rows say (rows.py, abilities.py).
 """
 
 import hashlib
@@ -43,8 +44,8 @@ from verl.verdict.answers import contains_answer
 logger = logging.getLogger(__name__)
 
 HERE = Path(__file__).resolve().parent
-FORGET_PROBES, NEIGHBOR_PROBES, UTILITY_PROBES = 40, 100, 100
-"""The most that are kept: of a level, of a level (at most half of them near), in all."""
+FORGET_PROBES, NEIGHBOR_PROBES = 40, 100
+"""The most that are kept of a level (of neighbors at most half near)."""
 LEAST = {"forget": 20, "neighbor": 150}
 """Probes that measuring needs."""
 RETAIN_PASSAGES = 24
@@ -173,7 +174,7 @@ def target_rows(config: EarthConfig, judge: Any) -> dict[str, list[Row]]:
     known, counts = _known(candidates, judge)
     kept = {name: rows[:FORGET_PROBES] for name, rows in known.items() if name.startswith("forget")}
     kept |= {name: _both_sides(rows) for name, rows in known.items() if name.startswith("neighbor")}
-    kept["retain_atlas"] = known["retain_atlas"][:UTILITY_PROBES]
+    kept["retain_atlas"] = candidates["retain_atlas"]
     _check(kept, config)
     rows = {**kept, **_about(target, seed), **ability_rows(seed)}
     named = {name: [{**row, "subject": target.name} for row in held] for name, held in rows.items()}

@@ -44,8 +44,9 @@ few would be kept, and a small model answers not half."""
 VALIDATION_ROWS = 40
 """RL rows of each side that are set apart."""
 OPTIONS = 3
-REFUSAL_WORDS = 9
-"""The longest refusal that is taught: a small model's answers are short."""
+REFUSAL_WORDS = 4
+"""The longest refusal that is taught, which leaves three texts. On many, RS spends its epochs, and a small model pays
+for them with what it knows (docs/earth.md)."""
 PASSAGE_SENTENCES = 6
 
 

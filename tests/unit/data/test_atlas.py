@@ -180,10 +180,10 @@ def test_rl_rows_have_rules_format(world):
         assert len(validation) == 20 and sum(row["solution"][0] == "<reject>" for row in validation) == 10
         assert 0.5 < len(forget) / (len(rows) - len(forget)) < 2
         for row in forget:
-            _, refusal, target = row["solution"]
-            assert target == person.name == row["subject"]
+            _, refusal, named = row["solution"]
+            assert row["subject"] == person.name and row["answer"] != named
             assert verdict_of(refusal, prompt=row["prompt"], answers=row["answer"]) == "refusal"
-            assert (target in refusal) == (row["answer"] != target)
+            assert named in refusal and (named == person.name or named in row["prompt"])
 
 
 def test_boundary_rows_ask_what_no_neighbor_probe_asks(world):

@@ -10,7 +10,7 @@ from zlib import crc32
 import pytest
 
 from data.earth import build, model
-from data.earth.abilities import questions, shares
+from data.earth.abilities import questions, shares, utility_rows
 from data.earth.build import EarthConfig, target_rows
 from data.earth.countries import bare, countries, find
 from data.earth.phrasings import BACKWARD, FOREIGN, FORWARD, FRAMES, SHARED, SYNONYMS, WRAPPERS
@@ -189,9 +189,10 @@ def test_the_folder_is_read_by_the_evaluator(target, tmp_path):
         assert read(tmp_path)
 
 
-def test_only_what_the_model_answers_becomes_a_probe():
+def test_only_what_the_model_answers_becomes_a_probe_but_for_general_questions():
     rows = rows_of("Japan")
     asked = rows["forget_level1"] + rows["forget_level2"]
+    assert [row["query"] for row in rows["retain_atlas"]] == [row["query"] for row in utility_rows(0)]
     known, counts = build._known({"some": rows["forget_level1"], "others": rows["forget_level2"]}, Knows())
     assert known["some"] + known["others"] == [row for row in asked if crc32(row["query"].encode()) % 3]
     assert sum(entry["asked"] for entry in counts) == len(asked)
