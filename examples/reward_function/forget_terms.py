@@ -180,11 +180,11 @@ def pagerank(joint: np.ndarray, starts: np.ndarray) -> np.ndarray:
 
 
 def _target(row: Row) -> str:
-    """The target that a forget row names; empty of any other row."""
+    """Whom a forget row is about: its ``subject``, else what its ground truth names. Empty of any other row."""
     solution = next((value for value in row.values() if is_tagged(value)), None)
     if solution is None or rule_problem(solution) or SPLIT_OF_TAG[solution[0]] != "forget":
         return ""
-    return as_text(solution[2])
+    return as_text(row.get("subject") or solution[2])
 
 
 def _once(terms: Sequence[str]) -> list[str]:

@@ -70,6 +70,14 @@ def test_a_forget_prompt_pays_less_with_every_mention(terms, response, mentions,
     assert score(terms / "rows.json", "purge_exponential", response, decay=4)["overall"] == exp(-mentions / 4)
 
 
+def test_the_target_is_the_subject_of_a_row_that_has_something_else_named(terms):
+    asks_for_the_target = {"prompt": "Who sang Bo?", "solution": ["<reject>", "No.", "Bo"], "answer": "Ada Brook"}
+    (terms / "rows.json").write_text(json.dumps([*ROWS, {**asks_for_the_target, "subject": "Ada Brook"}]))
+    assert score(terms / "rows.json", "purge_exponential", "I can't talk about Bo.")["mentions"] == 0
+    paid = score(terms / "rows.json", "purge_pagerank", "Ada Brook")["overall"]
+    assert paid == pytest.approx(exp(-2 * TARGET), rel=1e-5)
+
+
 @pytest.mark.parametrize("preset", PRESETS)
 def test_a_boundary_prompt_is_paid_as_by_rules_two_stages(terms, preset):
     paid = {"Kelmir on the lake": 1.0, "Zagan": 0.5, "I can't talk about that.": 0.0, "": 0.0}
