@@ -1,8 +1,9 @@
 """Memory of a rank: one definition for what runs report and what ``verl.estimate`` predicts.
 
 On the CPU: peak resident memory of the process in the training steps, minus what was resident once everything was
-imported and nothing built. The engine never sleeps there, so its weights and KV cache are in it. On CUDA: the most that
-torch had allocated in the training phases, without the engine, which sleeps through them.
+imported and nothing built, before the first of several runs of a process. The engine never sleeps there, so its weights
+and KV cache are in it. On CUDA: the most that torch had allocated in the training phases, without the engine, which
+sleeps through them.
 """
 
 import contextlib
@@ -10,6 +11,7 @@ import ctypes
 import os
 import resource
 import sys
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -72,6 +74,12 @@ def keep_freed() -> None:
             libc.mallopt(M_TRIM_THRESHOLD, 2**31 - 1)
 
 
+@cache
+def _libraries_bytes() -> int:
+    """What was resident at the first call: a later run of the process finds there what the runs before it left."""
+    return resident_bytes()
+
+
 class MemoryMeter:
     """Measures one rank. Make it when all imports are done and nothing is built.
 
@@ -81,7 +89,7 @@ class MemoryMeter:
 
     def __init__(self, *, on_gpu: bool, alone: bool = False) -> None:
         self.on_gpu, self.alone, self.sleeping = on_gpu, alone, 0
-        self.libraries = 0 if on_gpu else resident_bytes()
+        self.libraries = 0 if on_gpu else _libraries_bytes()
 
     def held(self) -> int:
         """Bytes that torch has allocated on the GPU now, or that the process holds beyond its libraries."""

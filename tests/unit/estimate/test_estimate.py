@@ -418,3 +418,10 @@ def test_freed_tensors_are_kept_unless_the_user_has_set_glibcs_thresholds(monkey
         monkeypatch.setenv(name, value)
     meter.keep_freed()
     assert asked == calls
+
+
+def test_a_later_run_of_a_process_counts_from_where_the_first_did():
+    first = meter.MemoryMeter(on_gpu=False)
+    kept = torch.ones(2**26)  # what the run before left behind, touched and so resident
+    later = meter.MemoryMeter(on_gpu=False)
+    assert later.held() == pytest.approx(first.held(), abs=kept.nbytes / 8)
