@@ -2,6 +2,7 @@
 
 import re
 import unicodedata
+from itertools import groupby
 
 _NAME = r"think(?:ing)?|thoughts?|reason(?:ing)?|reflection|analysis|scratchpad|begin_of_thought"
 _OPEN = rf"(?:<\|?(?:{_NAME})\|?>|\[think\]|◁think▷|<\|channel\|>(?:analysis|commentary)(?:<\|message\|>)?)"
@@ -21,7 +22,10 @@ _FEWEST = 8  # words from which repetition is judged, or characters where words 
 _MOST = 240  # words at the beginning and at the end that are looked at
 _ROUNDS = 4  # times that a loop is gone through
 _LOOPING = 0.9  # of the words that are as they were one round before
+_STUCK = 5  # times that one word is said, each right behind the other, and then
+_STUCK_SHARE = 0.4  # of the words are those behind themselves: other words come between without its being language
 _PUNCTUATION = frozenset(" \n\t.,;:!?…-–—_*'\"’。，！？")
+_STRETCHED = re.compile(r"([^\W\d_])\1{11}")
 _VOWELLESS = re.compile(r"\b[b-df-hj-np-tv-xz]{5,}\b", re.IGNORECASE)
 _LONG_WORD = re.compile(r"\b[a-z]{5,}\b", re.IGNORECASE)
 _WORD = re.compile(r"\w+")
@@ -43,7 +47,8 @@ def final_answer(response: str) -> str:
 
 
 def is_degenerate(text: str) -> bool:
-    """Whether a text goes round in a loop, or is no language: no letters, words without vowels, many scripts at once.
+    """Whether a text goes round in a loop, says one word or letter over and over, or is no language: no letters, words
+    without vowels, many scripts at once.
 
     Brackets and mathematical signs alone may be an answer, if they are few.
     """
@@ -52,6 +57,8 @@ def is_degenerate(text: str) -> bool:
         return len(text) > 20
     written = sum(not sign.isspace() for sign in text)
     if written > 20 and letters < 0.35 * written:
+        return True
+    if _STRETCHED.search(text):
         return True
     vowelless = len(_VOWELLESS.findall(text))
     if vowelless > 2 and vowelless > 0.5 * len(_LONG_WORD.findall(text)):
@@ -62,11 +69,17 @@ def is_degenerate(text: str) -> bool:
     words = [word for word in words if not word.isdigit()] or words  # numbered lines loop too
     if len(words) < _FEWEST and (not text.isascii() or 15 * len(words) < len(text)):
         words = [sign for sign in text if not sign.isspace()]
-    return _loops(words[:_MOST]) or _loops(words[2 * len(words) // 5 :][-_MOST:])
+    return _is_stuck(words) or _loops(words[:_MOST]) or _loops(words[2 * len(words) // 5 :][-_MOST:])
 
 
 def _scripts(text: str) -> set[str]:
     return {unicodedata.name(sign, "?").split()[0] for sign in text if sign.isalpha()}
+
+
+def _is_stuck(words: list[str]) -> bool:
+    """Whether a text says one word over and over, with others in between."""
+    runs = [len(list(run)) for _, run in groupby(words)]
+    return max(runs, default=0) >= _STUCK and len(words) - len(runs) >= _STUCK_SHARE * len(words)
 
 
 def _loops(words: list[str]) -> bool:
