@@ -20,6 +20,8 @@ from .plots import MUTED, PALETTE, STYLE
 from .tables import Table
 
 Point = tuple[float, float]
+View = tuple[float, float]
+"""What a panel shows: forget from 0 to the first, retain from the second to 100."""
 SOURCES = {"published": (MUTED, "s"), "ours": (PALETTE[2], "o")}
 COORDINATES = {
     "rwku": ("forget_all_probe", "neighbor_all_probe"),
@@ -119,18 +121,42 @@ def plot(
 ) -> None:
     """Draw every source's points with its front as stairs; the legend gives the areas.
 
+    Where points crowd near the ideal, its corner is drawn once more, enlarged.
+
     Args:
         labels: what the legend calls a source, where not by its name: published points name their model.
     """
+    views = _views([point for named in points.values() for point in named.values()])
     with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(8.0, 5.6), layout="constrained")
-        _draw(figure.subplots(), points, title, labels or {})
-        _name_points(figure, points)
+        figure = Figure(figsize=(2.0 + 6.0 * len(views), 5.6), layout="constrained")
+        panels = figure.subplots(1, len(views), squeeze=False)[0]
+        for axes, (right, low) in zip(panels, views, strict=True):
+            _draw(axes, points, labels or {})
+            width, height = right, 100 - low
+            axes.set(xlim=(-0.03 * width, right + 0.03 * width), ylim=(low - 0.03 * height, 100 + 0.06 * height))
+        panels[0].legend(loc="lower right")
+        figure.suptitle(title)
+        figure.draw_without_rendering()  # settles the layout, so that extents are final
+        for number, axes in enumerate(panels):
+            _name_points(axes, points, views[number : number + 2])
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
 
 
-def _draw(axes: Axes, points: Mapping[str, Mapping[str, Point]], title: str, labels: Mapping[str, str]) -> None:
+def _views(points: Sequence[Point]) -> list[View]:
+    """The plane and, if that is less than a quarter of it, the corner that holds three in four points."""
+    most = max(0, 3 * len(points) // 4 - 1)
+    right = sorted(forget for forget, _ in points)[most]
+    low = sorted((retain for _, retain in points), reverse=True)[most]
+    crowded = len(points) > 4 and right * (100 - low) < 100 * 100 / 4
+    return [(100.0, 0.0), (max(1.1 * right, 1.0), min(100 - 1.1 * (100 - low), 99.0))][: 1 + crowded]
+
+
+def _inside(point: Point, view: View) -> bool:
+    return point[0] <= view[0] and point[1] >= view[1]
+
+
+def _draw(axes: Axes, points: Mapping[str, Mapping[str, Point]], labels: Mapping[str, str]) -> None:
     for source, (color, marker) in SOURCES.items():
         named = points.get(source, {})
         if not named:
@@ -142,20 +168,18 @@ def _draw(axes: Axes, points: Mapping[str, Mapping[str, Point]], title: str, lab
         axes.step(
             steps, [0.0, *(retain for _, retain in corners), corners[-1][1]], where="post", color=color, alpha=0.6
         )
-    axes.set(xlabel="forget: knowledge left, % (lower is better)", ylabel="retain, % (higher is better)", title=title)
-    axes.set(xlim=(-3, 103), ylim=(-3, 106))
-    axes.legend(loc="lower right")
+    axes.set(xlabel="forget: knowledge left, % (lower is better)", ylabel="retain, % (higher is better)")
 
 
-def _name_points(figure: Figure, points: Mapping[str, Mapping[str, Point]]) -> None:
-    """Write every name beside its point, with a line to it, over neither markers nor other names."""
-    figure.draw_without_rendering()  # settles the layout, so that extents are final
-    axes = figure.axes[0]
+def _name_points(axes: Axes, points: Mapping[str, Mapping[str, Point]], views: Sequence[View]) -> None:
+    """Write the names of what is in the first view and in none of the others, with lines to their points, over neither
+    markers nor other names."""
     markers = axes.transData.transform([point for named in points.values() for point in named.values()])
     taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in markers]
     for source, (color, _) in SOURCES.items():
         for name, point in points.get(source, {}).items():
-            taken.append(_name_point(axes, name, point, color, taken))
+            if [_inside(point, view) for view in views] in ([True], [True, False]):
+                taken.append(_name_point(axes, name, point, color, taken))
 
 
 def _name_point(axes: Axes, name: str, point: Point, color: str, taken: list[Bbox]) -> Bbox:

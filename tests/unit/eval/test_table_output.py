@@ -105,13 +105,23 @@ def test_points_lie_at_the_kind_of_all_that_the_paper_prints():
 def test_names_in_the_plot_cover_neither_each_other_nor_markers(tmp_path, monkeypatch):
     written = []
     monkeypatch.setattr(pareto.Figure, "savefig", lambda figure, *args, **settings: written.append(figure))
-    crowd = {f"method {number}": (40.0 + number % 3, 70.0 + number % 2) for number in range(6)}
-    pareto.plot({"published": crowd, "ours": {"ReBO": (40.0, 70.0)}}, tmp_path / "p.png", title="t")
-    labels = [text for text in written[0].axes[0].texts if text.get_text()]
-    assert {text.get_text() for text in labels} == {*crowd, "ReBO"}
-    boxes = [text.get_window_extent() for text in labels]
+    crowd = {f"method {number}": (10.0 + number % 3, 90.0 + number % 2) for number in range(6)}
+    pareto.plot({"published": crowd, "ours": {"ReBO": (10.0, 90.0), "Base": (90.0, 100.0)}}, tmp_path / "p", title="t")
+    plane, corner = written[0].axes
+    labels = [[text for text in axes.texts if text.get_text()] for axes in (plane, corner)]
+    assert [{text.get_text() for text in texts} for texts in labels] == [{"Base"}, {*crowd, "ReBO"}]
+    boxes = [text.get_window_extent() for text in labels[1]]
     assert not any(a.overlaps(b) for i, a in enumerate(boxes) for b in boxes[:i])
-    assert not any(box.contains(*written[0].axes[0].transData.transform(p)) for box in boxes for p in crowd.values())
+    assert not any(box.contains(*corner.transData.transform(point)) for box in boxes for point in crowd.values())
+
+
+def test_points_all_over_the_plane_are_drawn_once(tmp_path, monkeypatch):
+    written = []
+    monkeypatch.setattr(pareto.Figure, "savefig", lambda figure, *args, **settings: written.append(figure))
+    points = {f"method {number}": (20.0 * number, 20.0 * number) for number in range(6)}
+    pareto.plot({"ours": points}, tmp_path / "p", title="t")
+    [plane] = written[0].axes
+    assert {text.get_text() for text in plane.texts} - {""} == set(points)
 
 
 def test_the_script_runs_by_its_path(tmp_path):
