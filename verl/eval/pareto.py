@@ -130,30 +130,27 @@ def plot(
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(2.0 + 6.0 * len(views), 5.6), layout="constrained")
         panels = figure.subplots(1, len(views), squeeze=False)[0]
-        for axes, (right, low) in zip(panels, views, strict=True):
+        for axes, (right, low), name in zip(panels, views, (title, "the corner, enlarged"), strict=False):
             _draw(axes, points, labels or {})
-            width, height = right, 100 - low
-            axes.set(xlim=(-0.03 * width, right + 0.03 * width), ylim=(low - 0.03 * height, 100 + 0.06 * height))
+            axes.set_title(name)
+            height = 100 - low
+            axes.set(xlim=(-0.03 * right, 1.03 * right), ylim=(low - 0.03 * height, 100 + 0.06 * height))
         panels[0].legend(loc="lower right")
-        figure.suptitle(title)
         figure.draw_without_rendering()  # settles the layout, so that extents are final
-        for number, axes in enumerate(panels):
-            _name_points(axes, points, views[number : number + 2])
+        _name_points(panels, views[-1], points)
         Path(path).parent.mkdir(parents=True, exist_ok=True)
         figure.savefig(path, dpi=150)
 
 
 def _views(points: Sequence[Point]) -> list[View]:
     """The plane and, if that is less than a quarter of it, the corner that holds three in four points."""
+    plane = (100.0, 0.0)
     most = max(0, 3 * len(points) // 4 - 1)
     right = sorted(forget for forget, _ in points)[most]
     low = sorted((retain for _, retain in points), reverse=True)[most]
-    crowded = len(points) > 4 and right * (100 - low) < 100 * 100 / 4
-    return [(100.0, 0.0), (max(1.1 * right, 1.0), min(100 - 1.1 * (100 - low), 99.0))][: 1 + crowded]
-
-
-def _inside(point: Point, view: View) -> bool:
-    return point[0] <= view[0] and point[1] >= view[1]
+    if len(points) <= 4 or right * (100 - low) >= 100 * 100 / 4:
+        return [plane]
+    return [plane, (max(1.1 * right, 1.0), min(100 - 1.1 * (100 - low), 99.0))]
 
 
 def _draw(axes: Axes, points: Mapping[str, Mapping[str, Point]], labels: Mapping[str, str]) -> None:
@@ -171,15 +168,17 @@ def _draw(axes: Axes, points: Mapping[str, Mapping[str, Point]], labels: Mapping
     axes.set(xlabel="forget: knowledge left, % (lower is better)", ylabel="retain, % (higher is better)")
 
 
-def _name_points(axes: Axes, points: Mapping[str, Mapping[str, Point]], views: Sequence[View]) -> None:
-    """Write the names of what is in the first view and in none of the others, with lines to their points, over neither
-    markers nor other names."""
-    markers = axes.transData.transform([point for named in points.values() for point in named.values()])
-    taken = [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in markers]
+def _name_points(panels: Sequence[Axes], closest: View, points: Mapping[str, Mapping[str, Point]]) -> None:
+    """Write every name beside its point, with a line to it, over neither markers nor other names: in the last panel,
+    which shows the closest view, what that holds, and in the first all else."""
+    every = [point for named in points.values() for point in named.values()]
+    taken = {
+        axes: [Bbox.from_bounds(x - 4, y - 4, 8, 8) for x, y in axes.transData.transform(every)] for axes in panels
+    }
     for source, (color, _) in SOURCES.items():
-        for name, point in points.get(source, {}).items():
-            if [_inside(point, view) for view in views] in ([True], [True, False]):
-                taken.append(_name_point(axes, name, point, color, taken))
+        for name, (forget, retain) in points.get(source, {}).items():
+            axes = panels[-1] if forget <= closest[0] and retain >= closest[1] else panels[0]
+            taken[axes].append(_name_point(axes, name, (forget, retain), color, taken[axes]))
 
 
 def _name_point(axes: Axes, name: str, point: Point, color: str, taken: list[Bbox]) -> Bbox:

@@ -102,12 +102,18 @@ def test_points_lie_at_the_kind_of_all_that_the_paper_prints():
     assert pareto.table_points(table) == {"ours": {"ReBO": (40.0, 80.0)}}
 
 
-def test_names_in_the_plot_cover_neither_each_other_nor_markers(tmp_path, monkeypatch):
-    written = []
-    monkeypatch.setattr(pareto.Figure, "savefig", lambda figure, *args, **settings: written.append(figure))
+@pytest.fixture
+def drawn(monkeypatch) -> list[pareto.Figure]:
+    """Figures that were written, for their texts to be looked at."""
+    figures = []
+    monkeypatch.setattr(pareto.Figure, "savefig", lambda figure, *args, **settings: figures.append(figure))
+    return figures
+
+
+def test_names_in_the_plot_cover_neither_each_other_nor_markers(tmp_path, drawn):
     crowd = {f"method {number}": (10.0 + number % 3, 90.0 + number % 2) for number in range(6)}
     pareto.plot({"published": crowd, "ours": {"ReBO": (10.0, 90.0), "Base": (90.0, 100.0)}}, tmp_path / "p", title="t")
-    plane, corner = written[0].axes
+    plane, corner = drawn[0].axes
     labels = [[text for text in axes.texts if text.get_text()] for axes in (plane, corner)]
     assert [{text.get_text() for text in texts} for texts in labels] == [{"Base"}, {*crowd, "ReBO"}]
     boxes = [text.get_window_extent() for text in labels[1]]
@@ -115,12 +121,10 @@ def test_names_in_the_plot_cover_neither_each_other_nor_markers(tmp_path, monkey
     assert not any(box.contains(*corner.transData.transform(point)) for box in boxes for point in crowd.values())
 
 
-def test_points_all_over_the_plane_are_drawn_once(tmp_path, monkeypatch):
-    written = []
-    monkeypatch.setattr(pareto.Figure, "savefig", lambda figure, *args, **settings: written.append(figure))
-    points = {f"method {number}": (20.0 * number, 20.0 * number) for number in range(6)}
+def test_points_all_over_the_plane_are_drawn_once(tmp_path, drawn):
+    points = {f"method {number}": (20.0 * number, 20.0 * number) for number in range(6)} | {"beyond": (101.0, 50.0)}
     pareto.plot({"ours": points}, tmp_path / "p", title="t")
-    [plane] = written[0].axes
+    [plane] = drawn[0].axes
     assert {text.get_text() for text in plane.texts} - {""} == set(points)
 
 
